@@ -35,7 +35,7 @@ def make_rng(seed: int, stream: Stream, *key: int) -> np.random.Generator:
 class TaskSpec:
     """One unit of work. Its result is a pure function of the shared state and of this record.
 
-    Example: ``TaskSpec(seed=0, stream=Stream.TRAIN, iteration=12, task_index=3, task={"goal_x": 0.3, "goal_y": 0.1})``
+    Example: ``TaskSpec(seed=0, stream=Stream.TRAIN, iteration=12, task_index=3, task={"goal_x": 0.3}, num_adaptation_steps=1)``
     """
 
     seed: int
@@ -43,6 +43,7 @@ class TaskSpec:
     iteration: int
     task_index: int
     task: Task
+    num_adaptation_steps: int
 
     def rng(self) -> np.random.Generator:
         """The random stream of this task's rollouts."""

@@ -1,0 +1,1 @@
+"""Adaptation after deployment."""

@@ -1,0 +1,96 @@
+"""The commands: ``ssm-metarl train | evaluate``. Each is a dataclass (its arguments) and a function (its work)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ssm_metarl.config import load_config
+from ssm_metarl.options import exit_when_wrong, parse
+
+EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train a policy: one line per iteration, then its adaptation curve on held-out tasks."""
+
+    config: Path | None = None
+    """YAML file; without one, Navigation2D with a state space policy. Every setting below can be given as --section.field VALUE."""
+    resume: str = "auto"
+    """auto: go on from the newest valid checkpoint of a run of this name; never: refuse an existing name; or a checkpoint's path."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run: return after k = 0, 1, 2, ... adaptation steps on its held-out test tasks."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder. Settings such as --eval.num_tasks may be given anew."""
+
+
+def train(arguments: Train, overrides: dict[str, Any]) -> int:
+    """Trains, writes ``eval.json`` and ``learning_curve.png``, prints the adaptation table and the ``done:`` line."""
+    from ssm_metarl.env_runner.tasks import TaskError
+    from ssm_metarl.evaluation.evaluate import adaptation_table, write_evaluation
+    from ssm_metarl.evaluation.report import draw_learning_curve
+    from ssm_metarl.runtime.driver import MetaTrainer
+    from ssm_metarl.runtime.metrics import ConsoleSink
+
+    with exit_when_wrong(TaskError):
+        config = load_config(arguments.config, overrides)
+        trainer = MetaTrainer(config, [ConsoleSink(config.iterations)], arguments.resume)
+    summary = trainer.run()
+    write_evaluation(summary.folder, config, summary.evaluation, trainer.params_P)
+    title = f"{config.env.id}: {config.algorithm}, {config.policy.core} core"
+    picture = draw_learning_curve(summary.folder, title, summary.evaluation, config.inner.num_steps)
+    print(f"\n{adaptation_table(config, summary.evaluation)}\n\nlearning curve: {picture}\n{summary}", flush=True)
+    return 0
+
+
+def evaluate(arguments: Evaluate, overrides: dict[str, Any]) -> int:
+    """Evaluates the newest valid checkpoint and prints the adaptation table."""
+    from ssm_metarl.env_runner.tasks import TaskError
+    from ssm_metarl.evaluation.evaluate import adaptation_table, evaluate_run
+
+    with exit_when_wrong(TaskError):
+        config, evaluation = evaluate_run(arguments.run, overrides)
+    print(adaptation_table(config, evaluation), flush=True)
+    return 0
+
+
+COMMANDS = {"train": (Train, train), "evaluate": (Evaluate, evaluate)}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command. Returns the exit status: 0 done, 1 failed in the midst, 2 wrong from the start, 130 interrupted."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else EXIT_WRONG
+    if argv[0] not in COMMANDS:
+        print(f"error: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_WRONG
+    command, work = COMMANDS[argv[0]]
+    try:
+        with exit_when_wrong():
+            arguments, overrides = parse(command, argv[1:], f"ssm-metarl {argv[0]}")
+        return work(arguments, overrides)
+    except KeyboardInterrupt:
+        print("interrupted; the same command with the same --run.name goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (ValueError, RuntimeError) as error:
+        # Task, pool and checkpoint errors say what to do; any other error is a mistake of ours, and wants its traceback.
+        if type(error).__module__.partition(".")[0] != "ssm_metarl":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _overview() -> str:
+    lines = [f"  {name:10} {command.__doc__}" for name, (command, _) in COMMANDS.items()]
+    return "\n".join(["usage: ssm-metarl COMMAND [arguments]", "", *lines, "", "ssm-metarl COMMAND --help shows every setting."])

@@ -1,0 +1,1 @@
+"""Meta-learning: the inner step, the objectives, the advantages. Pure torch and numpy."""

@@ -1,0 +1,133 @@
+"""`TaskWorker`: one environment, one policy, and the work on one task. A plain class; the pool may wrap it into a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ssm_metarl.config import TrainConfig
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.env_runner.rollout import collect, input_dim
+from ssm_metarl.env_runner.tasks import TaskError, TaskFamily, make_family
+from ssm_metarl.meta_rl.advantages import compute_advantages
+from ssm_metarl.meta_rl.meta_maml import Params
+from ssm_metarl.meta_rl.objectives import BatchSource, adapt, meta_loss
+from ssm_metarl.runtime.process import limit_threads
+from ssm_metarl.types import Batch, Rollout, SharedState, TaskResult, TaskSpec
+
+
+class HostInfo(NamedTuple):
+    """Where a worker lives."""
+
+    host: str
+    pid: int
+
+
+def make_policy(family: TaskFamily, config: TrainConfig) -> Policy:
+    """The policy of a run with its initial parameters: a function of the configuration alone."""
+    inputs = input_dim(family, config.policy.inputs)
+    return build_policy(inputs, family.action_dim, family.discrete, config.policy, config.seed)
+
+
+class TaskWorker:
+    """Adapts to tasks and measures how the meta-parameters should have been.
+
+    Nothing it returns depends on earlier calls: the result of a spec is a function of the shared state and the spec.
+
+    Args:
+        config: the run's configuration.
+
+    Raises:
+        TaskError: the environment cannot be made.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        limit_threads()
+        self.config = config
+        family = make_family(config.env)
+        self.horizon = family.horizon
+        self.vector = family.make_vector(config.env.episodes_per_task)
+        self.policy = make_policy(family, config)
+
+    def ready(self) -> HostInfo:
+        """Answers once the worker is able to work."""
+        return HostInfo(socket.gethostname(), os.getpid())
+
+    def adapt_and_collect(self, shared: SharedState, spec: TaskSpec) -> tuple[TaskResult, list[Batch]]:
+        """First pass over a task: roll out, adapt, roll out again; the meta-gradient, and the batches for later passes.
+
+        Costs ``(inner.num_steps + 1) * env.episodes_per_task`` episodes.
+        """
+        began, rng = time.perf_counter(), spec.rng()
+        rollouts, batches = [], []
+
+        def collect_under(_: int, params: Params) -> Batch:
+            rollout = self._rollout(params, spec, rng)
+            rollouts.append(rollout)
+            batches.append(self._batch(rollout))
+            return batches[-1]
+
+        loss, gradient_P = self._meta_gradient(shared, spec, collect_under)
+        result = TaskResult(
+            spec=spec,
+            gradient_P=gradient_P,
+            returns=tuple(rollout.mean_return for rollout in rollouts),
+            num_env_steps=sum(rollout.num_steps for rollout in rollouts),
+            seconds=time.perf_counter() - began,
+            metrics={"meta_loss": loss},
+        )
+        return result, batches
+
+    def revisit(self, shared: SharedState, spec: TaskSpec, batches: list[Batch]) -> TaskResult:
+        """A later pass over kept batches, under new meta-parameters; ratios are against the stored log-probabilities."""
+        began = time.perf_counter()
+        loss, gradient_P = self._meta_gradient(shared, spec, lambda k, _: batches[k])
+        seconds = time.perf_counter() - began
+        return TaskResult(spec=spec, gradient_P=gradient_P, seconds=seconds, metrics={"meta_loss": loss})
+
+    def evaluate(self, shared: SharedState, spec: TaskSpec) -> TaskResult:
+        """Mean returns after k = 0 .. ``spec.num_adaptation_steps`` adaptation steps, each step on a rollout of its own."""
+        began, rng = time.perf_counter(), spec.rng()
+        params, rollouts = self.policy.from_vector(shared.params_P), []
+        for k in range(spec.num_adaptation_steps + 1):
+            rollouts.append(self._rollout(params, spec, rng))
+            if k < spec.num_adaptation_steps:
+                params = adapt(self.policy, params, self._batch(rollouts[-1]), self.config)
+        return TaskResult(
+            spec=spec,
+            gradient_P=None,
+            returns=tuple(rollout.mean_return for rollout in rollouts),
+            num_env_steps=sum(rollout.num_steps for rollout in rollouts),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _rollout(self, params: Params, spec: TaskSpec, rng: np.random.Generator) -> Rollout:
+        self.vector.set_tasks(spec.task)
+        return collect(self.vector, self.policy.fold(params), self.horizon, self.config.policy.inputs, rng)
+
+    def _batch(self, rollout: Rollout) -> Batch:
+        return Batch(
+            input_TBI=rollout.input_TBI,
+            action_TBA=rollout.action_TBA,
+            dist_TBD=rollout.dist_TBD,
+            logp_TB=rollout.logp_TB,
+            advantage_TB=compute_advantages(rollout, self.config.advantage),
+            mask_TB=rollout.mask_TB,
+        )
+
+    def _meta_gradient(self, shared: SharedState, spec: TaskSpec, source: BatchSource) -> tuple[float, np.ndarray]:
+        params = self.policy.from_vector(shared.params_P)
+        loss = meta_loss(self.policy, params, source, self.config)
+        gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
+        gradient_P = self.policy.to_vector(dict(zip(params, gradients, strict=True)))
+        if not np.isfinite(gradient_P).all():
+            raise TaskError(
+                f"the meta-gradient of {spec} is not finite; smaller inner.lr or outer.lr, or an environment with smaller rewards, "
+                "is the usual cure"
+            )
+        return loss.item(), gradient_P

@@ -1,0 +1,27 @@
+"""One thread for every test (before numpy is imported), no pictures on a screen, and one Ray for the whole session."""
+
+import os
+
+from ssm_metarl.runtime.process import ENVIRONMENT
+
+os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.endswith("_THREADS")})
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    from ssm_metarl.runtime.process import limit_threads
+
+    limit_threads()
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A small Ray; tests that spread work ask for it."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
