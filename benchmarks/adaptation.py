@@ -71,7 +71,14 @@ def compare(name: str, meta: list[dict], control: list[dict]) -> list[str]:
     steps = np.mean([run["num_env_steps"] for run in meta]), np.mean([run["num_env_steps"] for run in control])
     cpu = np.mean([run["cpu_s"] for run in meta]), np.mean([run["cpu_s"] for run in control])
     head = f"{name}: {len(meta)} seeds x {before.shape[1]} tasks; env steps {steps[0]:,.0f} | {steps[1]:,.0f}; CPU-s {cpu[0]:.0f} | {cpu[1]:.0f}"
-    return [head, "", "| return | mean [95 %] |", "|---|---|", *(f"| {label} | {bootstrap_mean(x)} |" for label, x in rows), ""]
+    return [
+        head,
+        "",
+        "| return | mean [95 %] |",
+        "|---|---|",
+        *(f"| {label} | {bootstrap_mean(x)} |" for label, x in rows),
+        "",
+    ]
 
 
 def main() -> None:
@@ -91,9 +98,14 @@ def main() -> None:
     ]
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as executor:
         futures = [executor.submit(train, name, seed, overrides) for name, _, seed, overrides in arms]
-        runs = [{"name": n, "arm": a, "seed": s, **future.result()} for (n, a, s, _), future in zip(arms, futures, strict=True)]
+        runs = [
+            {"name": n, "arm": a, "seed": s, **future.result()}
+            for (n, a, s, _), future in zip(arms, futures, strict=True)
+        ]
     for name in options.names:
-        chosen = [[run for run in runs if run["name"] == name and run["arm"] == arm] for arm in ("meta", "no inner loop")]
+        chosen = [
+            [run for run in runs if run["name"] == name and run["arm"] == arm] for arm in ("meta", "no inner loop")
+        ]
         print("\n".join(compare(name, *chosen)))
     print(versions())
     if options.json:

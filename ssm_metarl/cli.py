@@ -21,9 +21,10 @@ class Train:
     """Meta-train a policy: one line per iteration, then its adaptation curve on held-out tasks."""
 
     config: Path | None = None
-    """YAML file; without one, Navigation2D with a state space policy. Every setting below can be given as --section.field VALUE."""
+    """YAML file; without one, Navigation2D with a state space policy. Every setting can be given as --section.field VALUE."""
     resume: str = "auto"
-    """auto: go on from the newest valid checkpoint of a run of this name; never: refuse an existing name; or a checkpoint's path."""
+    """auto: go on from the newest valid checkpoint of a run of this name; never: refuse an existing name; or the path of a
+    checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Evaluate:
 
 def train(arguments: Train, overrides: dict[str, Any]) -> int:
     """Trains, writes ``eval.json`` and ``learning_curve.png``, prints the adaptation table and the ``done:`` line."""
+    config = load_config(arguments.config, overrides)
     from ssm_metarl.env_runner.tasks import TaskError
     from ssm_metarl.evaluation.evaluate import adaptation_table, write_evaluation
     from ssm_metarl.evaluation.report import draw_learning_curve
@@ -43,7 +45,6 @@ def train(arguments: Train, overrides: dict[str, Any]) -> int:
     from ssm_metarl.runtime.metrics import ConsoleSink
 
     with exit_when_wrong(TaskError):
-        config = load_config(arguments.config, overrides)
         trainer = MetaTrainer(config, [ConsoleSink(config.iterations)], arguments.resume)
     summary = trainer.run()
     write_evaluation(summary.folder, config, summary.evaluation, trainer.params_P)
@@ -79,9 +80,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         with exit_when_wrong():
             arguments, overrides = parse(command, argv[1:], f"ssm-metarl {argv[0]}")
-        return work(arguments, overrides)
+            return work(arguments, overrides)
     except KeyboardInterrupt:
-        print("interrupted; the same command with the same --run.name goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; the same command with the same --run.name goes on from the last checkpoint", file=sys.stderr
+        )
         return EXIT_INTERRUPTED
     except (ValueError, RuntimeError) as error:
         # Task, pool and checkpoint errors say what to do; any other error is a mistake of ours, and wants its traceback.
@@ -93,4 +96,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _overview() -> str:
     lines = [f"  {name:10} {command.__doc__}" for name, (command, _) in COMMANDS.items()]
-    return "\n".join(["usage: ssm-metarl COMMAND [arguments]", "", *lines, "", "ssm-metarl COMMAND --help shows every setting."])
+    return "\n".join(
+        ["usage: ssm-metarl COMMAND [arguments]", "", *lines, "", "ssm-metarl COMMAND --help shows every setting."]
+    )

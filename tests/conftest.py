@@ -7,7 +7,7 @@ from ssm_metarl.runtime.process import ENVIRONMENT
 os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.endswith("_THREADS")})
 os.environ["MPLBACKEND"] = "agg"
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +22,8 @@ def ray_session():
     """A small Ray; tests that spread work ask for it."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR"
+    )
     yield ray
     ray.shutdown()

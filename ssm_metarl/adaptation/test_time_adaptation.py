@@ -132,14 +132,18 @@ class Adapter:
         """
         own = {name: param.shape for name, param in self.target.named_parameters()}
         if own != {name: value.shape for name, value in snapshot.items()}:
-            raise ValueError("the snapshot's names or shapes are not those of the target; take it with snapshot() of this adapter")
+            raise ValueError(
+                "the snapshot's names or shapes are not those of the target; take it with snapshot() of this adapter"
+            )
         self._write(snapshot)
 
     def reset(self) -> None:
         """Back to the parameters that the target had when the adapter was made."""
         self.restore(self._meta_params)
 
-    def _descend(self, loss_under: Callable[[Params], Tensor], start: Params) -> tuple[Params, list[float], float, str | None]:
+    def _descend(
+        self, loss_under: Callable[[Params], Tensor], start: Params
+    ) -> tuple[Params, list[float], float, str | None]:
         """Gradient steps from ``start``: the parameters reached, the loss before and after each step, the last gradient norm."""
         params, grad_norm = start, 0.0
         loss = loss_under(params)
@@ -186,7 +190,9 @@ def _check_batch(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         if key not in batch:
             raise ValueError(f"the batch has no {key!r}; it has {sorted(map(str, batch))}")
         if not isinstance(batch[key], Tensor):
-            raise ValueError(f"batch[{key!r}] must be a torch.Tensor, got {type(batch[key]).__name__}; try torch.as_tensor")
+            raise ValueError(
+                f"batch[{key!r}] must be a torch.Tensor, got {type(batch[key]).__name__}; try torch.as_tensor"
+            )
         if batch[key].numel() == 0:
             raise ValueError(f"batch[{key!r}] is empty: nothing to adapt to")
     return batch["observations"], batch["targets"]
@@ -194,7 +200,11 @@ def _check_batch(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _check_shapes(predictions: Tensor, targets: Tensor) -> None:
     """Float targets pair with predictions one to one; integer targets (class labels) at least row by row."""
-    same = predictions.shape == targets.shape if targets.is_floating_point() else predictions.shape[:1] == targets.shape[:1]
+    same = (
+        predictions.shape == targets.shape
+        if targets.is_floating_point()
+        else predictions.shape[:1] == targets.shape[:1]
+    )
     if not same:
         raise ValueError(
             f"predictions of shape {tuple(predictions.shape)} do not pair with targets of shape {tuple(targets.shape)}; "

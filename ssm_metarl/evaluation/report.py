@@ -34,7 +34,9 @@ def draw_learning_curve(folder: Path, title: str, evaluation: Evaluation, num_st
     for k, colour in ((0, BEFORE), (num_steps, AFTER)):
         mean, low, high = held_out[k]
         bar = [[mean - low], [high - mean]]
-        axes.errorbar(steps[-1] * 1.02, mean, yerr=bar, fmt="o", color=colour, capsize=4, label=f"held-out tasks: {mean:.1f}")
+        axes.errorbar(
+            steps[-1] * 1.02, mean, yerr=bar, fmt="o", color=colour, capsize=4, label=f"held-out tasks: {mean:.1f}"
+        )
     axes.set_xlabel("environment steps (millions)")
     axes.set_ylabel("mean return of an episode")
     axes.set_title(title)

@@ -55,7 +55,9 @@ def surrogate(logp_TB: Tensor, old_logp_TB: Tensor, advantage_TB: Tensor, mask_T
     raise ValueError(f"unknown estimator {estimator!r}; inner.estimator is one of dice, lvc, naive")
 
 
-def clipped_surrogate(logp_TB: Tensor, old_logp_TB: Tensor, advantage_TB: Tensor, mask_TB: Tensor, clip: float) -> Tensor:
+def clipped_surrogate(
+    logp_TB: Tensor, old_logp_TB: Tensor, advantage_TB: Tensor, mask_TB: Tensor, clip: float
+) -> Tensor:
     """``min(r A, clamp(r, 1 - clip, 1 + clip) A)`` with r the likelihood ratio (Schulman et al. 2017, Eq. 7), to be maximised."""
     ratio_TB = (logp_TB - old_logp_TB).exp()
     clipped_TB = ratio_TB.clamp(1.0 - clip, 1.0 + clip)

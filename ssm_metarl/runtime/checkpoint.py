@@ -105,7 +105,11 @@ def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result depends on, and the kind of processor."""
-    return {"python": platform.python_version(), "machine": platform.machine(), **{name: version(name) for name in LIBRARIES}}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: version(name) for name in LIBRARIES},
+    }
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -166,7 +166,9 @@ class MetaTrainer:
                 yield result.gradient_P
 
         self.params.grad = torch.from_numpy(fold(gradients()))
-        grad_norm = torch.nn.utils.clip_grad_norm_([self.params], self.config.outer.max_grad_norm, error_if_nonfinite=True)
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            [self.params], self.config.outer.max_grad_norm, error_if_nonfinite=True
+        )
         self.optimizer.step()
         return float(np.mean(losses)), grad_norm.item()
 
@@ -220,7 +222,9 @@ class MetaTrainer:
             getattr(sink, what)(*arguments)
 
 
-def make_specs(config: TrainConfig, stream: Stream, iteration: int, tasks: Sequence[Task], num_steps: int) -> list[TaskSpec]:
+def make_specs(
+    config: TrainConfig, stream: Stream, iteration: int, tasks: Sequence[Task], num_steps: int
+) -> list[TaskSpec]:
     """One spec per task, in task order."""
     return [TaskSpec(config.seed, stream, iteration, index, task, num_steps) for index, task in enumerate(tasks)]
 
@@ -255,10 +259,14 @@ def _check_identity(own: dict, other: dict) -> None:
     differing = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
     if differing:
         lines = [f"  {key} is {mine.get(key)!r}, the existing run has {theirs.get(key)!r}" for key in differing]
-        raise ConfigError("the run cannot be resumed with another configuration:\n" + "\n".join(lines) + "\nchoose another run.name")
+        raise ConfigError(
+            "the run cannot be resumed with another configuration:\n" + "\n".join(lines) + "\nchoose another run.name"
+        )
 
 
 def _flatten(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict):
         return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {key: leaf for name, sub in tree.items() for key, leaf in _flatten(sub, f"{prefix}.{name}".lstrip(".")).items()}
+    return {
+        key: leaf for name, sub in tree.items() for key, leaf in _flatten(sub, f"{prefix}.{name}".lstrip(".")).items()
+    }

@@ -49,7 +49,11 @@ class FileSink(Sink):
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
         path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(folder) if record["iteration"] < first_iteration] if path.exists() else []
+        kept = (
+            [record for record in read_metrics(folder) if record["iteration"] < first_iteration]
+            if path.exists()
+            else []
+        )
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         part.replace(path)
@@ -86,7 +90,11 @@ class ConsoleSink(Sink):
 
     def task(self, iteration: int, num_done: int, num_tasks: int) -> None:
         if self._live:
-            print(f"\riteration {iteration + 1:4d}/{self._iterations}  {num_done}/{num_tasks} tasks", end="\x1b[K", flush=True)
+            print(
+                f"\riteration {iteration + 1:4d}/{self._iterations}  {num_done}/{num_tasks} tasks",
+                end="\x1b[K",
+                flush=True,
+            )
 
     def iteration(self, record: Record) -> None:
         self._print(
@@ -97,7 +105,9 @@ class ConsoleSink(Sink):
         )
 
     def evaluation(self, iteration: int, returns: dict[str, float]) -> None:
-        self._print(f"held-out tasks  return {_number(returns['pre'])} -> {_number(returns['post'])}  after {iteration} iterations")
+        self._print(
+            f"held-out tasks  return {_number(returns['pre'])} -> {_number(returns['post'])}  after {iteration} iterations"
+        )
 
     def event(self, event: Record) -> None:
         self._print(f"{event['event']}: {event.get('cause', '')} {event.get('spec', '')}".rstrip())

@@ -225,7 +225,9 @@ class RayPool:
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS:
-                raise PoolError(f"{self._failed_starts} workers in a row died while starting; the last because: {error}") from error
+                raise PoolError(
+                    f"{self._failed_starts} workers in a row died while starting; the last because: {error}"
+                ) from error
             self._drop(actor)
             self._report({"event": "respawn", "cause": _first_line(error)})
         else:
@@ -331,7 +333,9 @@ def _task_failed(spec: TaskSpec, error: Exception) -> TaskError:
 
 
 def _is_lost_object(error: Exception) -> bool:
-    return isinstance(error, ObjectLostError) or (isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError))
+    return isinstance(error, ObjectLostError) or (
+        isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
+    )
 
 
 def _first_line(error: Exception) -> str:

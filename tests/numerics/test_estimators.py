@@ -71,7 +71,10 @@ def derivatives(function):
 def biases():
     """Norm of the error of each estimator's expected Hessian, relative to the exact one's norm."""
     _, exact = derivatives(exact_objective)
-    found = {name: derivatives(lambda at, name=name: expected_surrogate(at, name, True))[1] for name in ("dice", "lvc", "naive")}
+    found = {
+        name: derivatives(lambda at, name=name: expected_surrogate(at, name, True))[1]
+        for name in ("dice", "lvc", "naive")
+    }
     return {name: ((hessian - exact).norm() / exact.norm()).item() for name, hessian in found.items()}
 
 

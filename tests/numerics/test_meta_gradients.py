@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from ssm_metarl.core.policy import build_policy
 from torch.func import functional_call
 
 from ssm_metarl.config import load_config
-from ssm_metarl.core.policy import build_policy
 from ssm_metarl.meta_rl.meta_maml import MetaMAML, inner_step
 from ssm_metarl.meta_rl.objectives import as_tensors, clipped_surrogate, meta_loss, surrogate
 from ssm_metarl.types import Batch
@@ -33,9 +33,13 @@ def make_batch(rng, policy, params, discrete):
     with torch.no_grad():
         dist = functional_call(policy, params, (torch.from_numpy(inputs),))
         mean, log_std = dist.numpy()[..., :ACTIONS], dist.numpy()[..., ACTIONS:]
-        action = rng.integers(ACTIONS, size=(T, B)) if discrete else mean + np.exp(log_std) * rng.normal(size=mean.shape)
+        action = (
+            rng.integers(ACTIONS, size=(T, B)) if discrete else mean + np.exp(log_std) * rng.normal(size=mean.shape)
+        )
         # A little off the collecting policy, so that ratios are not all one.
-        logp = policy.distribution(dist).log_prob(torch.from_numpy(action)) + 0.05 * torch.from_numpy(rng.normal(size=(T, B)))
+        logp = policy.distribution(dist).log_prob(torch.from_numpy(action)) + 0.05 * torch.from_numpy(
+            rng.normal(size=(T, B))
+        )
     mask = np.ones((T, B))
     mask[3:, 1] = 0.0
     advantage = rng.normal(size=(T, B)) * mask

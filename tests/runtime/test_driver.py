@@ -47,7 +47,10 @@ def small(folder, **settings):
 
 
 def timeless(records):
-    return [{key: value for key, value in record.items() if key not in ("iteration_s", "env_steps_per_s")} for record in records]
+    return [
+        {key: value for key, value in record.items() if key not in ("iteration_s", "env_steps_per_s")}
+        for record in records
+    ]
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "promp"])
@@ -58,7 +61,9 @@ def test_a_run_leaves_its_books_in_order(tmp_path, algorithm):
     records = read_metrics(tmp_path / "small")
     assert [record["iteration"] for record in records] == [0, 1, 2]
     assert set(records[0]) == FIELDS
-    assert records[0]["num_env_steps"] == 3 * 4 * 8 * 2 and records[2]["num_env_steps"] == 3 * records[0]["num_env_steps"]
+    assert (
+        records[0]["num_env_steps"] == 3 * 4 * 8 * 2 and records[2]["num_env_steps"] == 3 * records[0]["num_env_steps"]
+    )
     hashes = [before, *(record["params_sha256"] for record in records)]
     assert len(set(hashes)) == 4 and hashes[-1] == summary.params_sha256
     assert summary.evaluation.returns_KS.shape == (3, 4)
@@ -111,7 +116,9 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     MetaTrainer(small(tmp_path)).run()
-    with pytest.raises(ConfigError, match=r"inner.lr is 0.5, the existing run has 0.1\n(.*\n)*choose another run.name") as caught:
+    with pytest.raises(
+        ConfigError, match=r"inner.lr is 0.5, the existing run has 0.1\n(.*\n)*choose another run.name"
+    ) as caught:
         MetaTrainer(small(tmp_path, **{"inner.lr": 0.5, "env.horizon": 9}))
     assert "env.horizon is 9, the existing run has 8" in str(caught.value)
     assert "workers" not in str(caught.value)
@@ -138,7 +145,9 @@ def test_the_gradient_is_the_mean_over_tasks_and_the_first_step_is_adams(tmp_pat
     config = small(tmp_path, algorithm="maml", **{"outer.max_grad_norm": 1e9})
     trainer, pool = MetaTrainer(config), LocalPool(config, pytest.fail)
     shared, specs, before = trainer._shared(), trainer._training_specs(), trainer.params_P
-    gradients = [result.gradient_P.astype(np.float64) for result, _ in pool.map("adapt_and_collect", shared, specs, keep=True)]
+    gradients = [
+        result.gradient_P.astype(np.float64) for result, _ in pool.map("adapt_and_collect", shared, specs, keep=True)
+    ]
     mean = np.mean(gradients, axis=0)
     record = trainer.step(pool)
     assert record["grad_norm"] == pytest.approx(np.linalg.norm(mean), rel=1e-5)

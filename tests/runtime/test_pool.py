@@ -85,7 +85,8 @@ def make_pool(ray_session, monkeypatch, tmp_path):
 def make_specs(count, **task):
     """The task's fault belongs to the spec in the middle."""
     return [
-        TaskSpec(0, Stream.TRAIN, 0, index, task if index == count // 2 else {}, num_adaptation_steps=1) for index in range(count)
+        TaskSpec(0, Stream.TRAIN, 0, index, task if index == count // 2 else {}, num_adaptation_steps=1)
+        for index in range(count)
     ]
 
 
@@ -158,7 +159,9 @@ def test_a_lost_kept_value_is_made_again_by_the_call_that_made_it(make_pool, ray
     handles = [handle for _, handle in pool.map("make", SHARED, specs, keep=True)]
     handles[1].ref = lost_object(ray_session)
     later = SharedState(1, np.full(3, 100.0, np.float32))
-    assert list(pool.map("use", later, specs, handles)) == [3.0, 4.0, 5.0, 6.0], "made under the state that collected it"
+    assert list(pool.map("use", later, specs, handles)) == [3.0, 4.0, 5.0, 6.0], (
+        "made under the state that collected it"
+    )
     assert [event["event"] for event in events].count("recollect") == 1
     assert list(pool.map("use", later, specs, handles)) == [3.0, 4.0, 5.0, 6.0]
 

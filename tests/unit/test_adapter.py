@@ -122,7 +122,9 @@ def test_non_finite_input_changes_nothing_and_says_so(model, strategy, key):
 def test_a_non_finite_gradient_changes_nothing_and_says_so(model):
     before = copy.deepcopy(model)
     # sqrt at zero: a finite loss with an infinite slope.
-    info = Adapter(model, AdaptationConfig(), "online").adapt(make_batch(), lambda p, t: (p - p.detach()).abs().sum().sqrt())
+    info = Adapter(model, AdaptationConfig(), "online").adapt(
+        make_batch(), lambda p, t: (p - p.detach()).abs().sum().sqrt()
+    )
     assert same(model, before) and info["steps"] == 0 and "gradient" in info["skipped"]
 
 

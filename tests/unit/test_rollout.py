@@ -14,7 +14,7 @@ ALL_INPUTS = ("previous_reward", "observation", "episode_start", "previous_actio
 
 
 class FakePolicy:
-    """Walks by a fixed mean plus noise, or picks actions by a coin; its carry counts steps; records what it is given."""
+    """Walks by a fixed mean plus noise, or picks actions by a coin; its carry counts steps; keeps its inputs."""
 
     def __init__(self, family: TaskFamily, mean: float = 0.05, noise: float = 0.1) -> None:
         self.discrete, self.action_dim, self.mean, self.noise = family.discrete, family.action_dim, mean, noise

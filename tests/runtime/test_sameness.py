@@ -1,0 +1,77 @@
+"""One hash, whatever the number of workers, through the command line as a user runs it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# 400 rows in one product: OpenBLAS splits those over threads where it may, and other threads give other bits.
+SETTINGS = {
+    "iterations": 2,
+    "tasks_per_iteration": 3,
+    "env.horizon": 4,
+    "env.episodes_per_task": 400,
+    "eval.num_tasks": 2,
+    "eval.every": 0,
+    "policy.hidden_dim": 64,
+}
+
+
+def command_line(folder, name, **settings):
+    options = {**SETTINGS, "run.dir": folder, "run.name": name, **settings}
+    argv = [
+        sys.executable,
+        "run_local.py",
+        *(str(word) for key, value in options.items() for word in (f"--{key}", value)),
+    ]
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_THREADS")}
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, {
+        workers: command_line(folder, f"w{workers}", **{"workers.num_workers": workers}) for workers in (0, 1, 2, 3)
+    }
+
+
+def test_the_hash_does_not_depend_on_the_number_of_workers(outputs):
+    _, results = outputs
+    for result in results.values():
+        assert result.returncode == 0, result.stderr
+    last = [result.stdout.strip().splitlines()[-1] for result in results.values()]
+    pattern = r"done: pre (-?[\d.e+]+) post (-?[\d.e+]+) params_sha256 ([0-9a-f]{64}) run (.+)"
+    found = [re.fullmatch(pattern, line) for line in last]
+    assert all(found), last
+    assert len({match.group(1, 2, 3) for match in found}) == 1, last
+
+
+def test_a_run_leaves_what_it_promises(outputs):
+    folder, _ = outputs
+    run = folder / "w2"
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "tb",
+        "checkpoints",
+        "eval.json",
+        "learning_curve.png",
+    }
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert len(evaluation["returns"]) == 2 and len(evaluation["mean_return"]) == 4
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["workers"] for record in records] == [2, 2]
+
+
+def test_a_quiet_terminal(outputs):
+    """Our lines on stdout, nothing on stderr."""
+    _, results = outputs
+    for workers, result in results.items():
+        assert result.stderr == "", f"{workers} workers wrote to stderr: {result.stderr}"
+        assert len(result.stdout.splitlines()) < 20
