@@ -2,8 +2,9 @@
 
     python benchmarks/navigation.py [--seeds 0 1 2] [--json FILE] [-- --policy.core mlp ...]
 
-Everything after ``--`` goes to run_local.py. X is the mean return before, Y after one adaptation step, over 40 held-out tasks, with 95 %
-intervals over tasks. Training seconds are the sum of ``iteration_s``: evaluation, start-up and the picture come on top.
+Everything after ``--`` goes to run_local.py. X is the mean return before, Y after one adaptation step, over 40 held-out
+tasks, with 95 % intervals over tasks. Training seconds are the sum of ``iteration_s``: evaluation, start-up and the
+picture come on top.
 """
 
 from __future__ import annotations

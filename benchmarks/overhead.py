@@ -2,9 +2,10 @@
 
     python benchmarks/overhead.py [--iterations 20] [--json FILE]
 
-One trainer per pool (0, 1 and 2 workers), stepped in turn, so that all meet the same machine. Printed: wall seconds per iteration
-(median and quartiles), the ratio to the in-process pool, iteration by iteration, and the share of an iteration outside tasks: wall time
-minus the tasks' own seconds per worker. Do not expect a speed-up of 2 with 2 workers where the machine has no 2 idle cores.
+One trainer per pool (0, 1 and 2 workers), stepped in turn, so that all meet the same machine. Printed: wall seconds per
+iteration (median and quartiles), the ratio to the in-process pool, iteration by iteration, and the share of an
+iteration outside tasks: wall time minus the tasks' own seconds per worker. Do not expect a speed-up of 2 with 2 workers
+where the machine has no 2 idle cores.
 """
 
 from __future__ import annotations

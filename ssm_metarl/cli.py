@@ -21,10 +21,10 @@ class Train:
     """Meta-train a policy: one line per iteration, then its adaptation curve on held-out tasks."""
 
     config: Path | None = None
-    """YAML file; without one, Navigation2D with a state space policy. Every setting can be given as --section.field VALUE."""
+    """YAML file; without one, Navigation2D with a state space policy."""
     resume: str = "auto"
-    """auto: go on from the newest valid checkpoint of a run of this name; never: refuse an existing name; or the path of a
-    checkpoint."""
+    """auto: go on from the newest valid checkpoint of a run of this name; never: refuse an existing name; or the path
+    of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ COMMANDS = {"train": (Train, train), "evaluate": (Evaluate, evaluate)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command. Returns the exit status: 0 done, 1 failed in the midst, 2 wrong from the start, 130 interrupted."""
+    """Runs one command. Returns the exit status: 0 done, 1 failed on the way, 2 wrong from the start, 130 stopped."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0 if argv else EXIT_WRONG
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return EXIT_INTERRUPTED
     except (ValueError, RuntimeError) as error:
-        # Task, pool and checkpoint errors say what to do; any other error is a mistake of ours, and wants its traceback.
+        # Task, pool and checkpoint errors say what to do; any other error is ours, and wants its traceback.
         if type(error).__module__.partition(".")[0] != "ssm_metarl":
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ class Stream(enum.IntEnum):
 
 
 def make_rng(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """The one way to a random generator: a function of the run's seed and of integers, never of worker, attempt or time."""
+    """The one way to a random generator: from the run's seed and integers, never from worker, attempt or time."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(stream), *key)))
 
 
@@ -35,7 +35,7 @@ def make_rng(seed: int, stream: Stream, *key: int) -> np.random.Generator:
 class TaskSpec:
     """One unit of work. Its result is a pure function of the shared state and of this record.
 
-    Example: ``TaskSpec(seed=0, stream=Stream.TRAIN, iteration=12, task_index=3, task={"goal_x": 0.3}, num_adaptation_steps=1)``
+    Example: ``TaskSpec(0, Stream.TRAIN, iteration=12, task_index=3, task={"goal_x": 0.3}, num_adaptation_steps=1)``
     """
 
     seed: int
@@ -69,8 +69,8 @@ class SharedState:
 class Rollout:
     """Episodes of one task under one set of parameters, time first, padded to the horizon and masked after their end.
 
-    ``dist_TBD`` and ``logp_TB`` are those of the policy that acted, ``foreign_truncation_B`` marks episodes that a time limit
-    other than the task's horizon cut off: only those are bootstrapped, from ``final_observation_BO``.
+    ``dist_TBD`` and ``logp_TB`` are those of the policy that acted, ``foreign_truncation_B`` marks episodes that a time
+    limit other than the task's horizon cut off: only those are bootstrapped, from ``final_observation_BO``.
     """
 
     observation_TBO: np.ndarray
@@ -110,7 +110,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The answer to a spec. ``returns`` has the mean return after k = 0, 1, ... adaptation steps (empty for later passes)."""
+    """The answer to a spec. ``returns``: mean return after k = 0, 1, ... adaptation steps (empty for later passes)."""
 
     spec: TaskSpec
     gradient_P: np.ndarray | None

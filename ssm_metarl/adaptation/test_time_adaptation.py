@@ -47,10 +47,10 @@ class Adapter:
 
     - ``none``: measures the loss and leaves every parameter bit-identical.
     - ``online``: gradient steps that accumulate over calls.
-    - ``meta``: as ``online``, but each task starts from the parameters that the target had when the adapter was made (the
-      meta-parameters); a new task is announced by another ``task_id`` in the context given to ``observe``.
+    - ``meta``: as ``online``, but each task starts from the parameters that the target had when the adapter was made
+      (the meta-parameters); a new task is announced by another ``task_id`` in the context given to ``observe``.
 
-    A step that would bring a non-finite number into the parameters or the loss is not taken, and ``info["skipped"]`` says so.
+    A step that would make the parameters or the loss non-finite is not taken, and ``info["skipped"]`` says so.
 
     Args:
         target: any module; called as ``target(observations)``.
@@ -76,13 +76,13 @@ class Adapter:
         """Takes up to ``cfg.max_steps_per_call`` gradient steps on one batch.
 
         Args:
-            batch: ``observations`` [B, ...] and ``targets`` [B, ...], tensors. Floating-point targets must have the shape of
-                the predictions.
+            batch: ``observations`` [B, ...] and ``targets`` [B, ...], tensors. Floating-point targets must have the
+                shape of the predictions.
             loss_fn: ``loss_fn(predictions, targets) -> scalar``.
 
         Returns:
-            ``loss`` (after the last step), ``loss_before``, ``steps`` (taken), ``grad_norm`` (of the last step taken, 0 without
-            one), ``param_change`` (L2 distance moved by this call) and ``skipped`` (a reason, or None).
+            ``loss`` (after the last step), ``loss_before``, ``steps`` (taken), ``grad_norm`` (of the last step taken, 0
+            without one), ``param_change`` (L2 distance moved by this call) and ``skipped`` (a reason, or None).
 
         Raises:
             ValueError: a missing key, not a tensor, an empty batch, or shapes that would broadcast.
@@ -107,7 +107,7 @@ class Adapter:
         return _info(losses[-1], losses[0], len(losses) - 1, grad_norm, param_change, skipped)
 
     def observe(self, context: Mapping[str, Any]) -> None:
-        """Records what is known of the present situation; a ``task_id`` that differs from the last one starts a new task.
+        """Records what is known of the situation; a ``task_id`` that differs from the last one starts a new task.
 
         Raises:
             ValueError: the context is not a mapping.
@@ -144,7 +144,7 @@ class Adapter:
     def _descend(
         self, loss_under: Callable[[Params], Tensor], start: Params
     ) -> tuple[Params, list[float], float, str | None]:
-        """Gradient steps from ``start``: the parameters reached, the loss before and after each step, the last gradient norm."""
+        """From ``start``: the parameters reached, the loss before and after each step, the last gradient's norm."""
         params, grad_norm = start, 0.0
         loss = loss_under(params)
         losses = [loss.item()]
@@ -207,7 +207,7 @@ def _check_shapes(predictions: Tensor, targets: Tensor) -> None:
     )
     if not same:
         raise ValueError(
-            f"predictions of shape {tuple(predictions.shape)} do not pair with targets of shape {tuple(targets.shape)}; "
+            f"predictions of shape {tuple(predictions.shape)} do not pair with targets {tuple(targets.shape)}; "
             "they would broadcast: give targets of the predictions' shape"
         )
 

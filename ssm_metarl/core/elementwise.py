@@ -1,8 +1,8 @@
 """Elementwise parts of the state space core, with gradients written in their own outputs.
 
-Autograd's gradient of each formula is right, but long: second order keeps and revisits every intermediate result of it, and
-these passes over memory, not the matrix products, are most of a meta-gradient's time. A backward that needs the outputs alone,
-written in differentiable operations, is short and closed under differentiation (a tenth of the meta-gradient's time is saved).
+Autograd's gradient of each formula is right, but long: second order keeps and revisits every intermediate result, and
+these passes over memory, not the matrix products, are most of a meta-gradient's time. A backward that needs the outputs
+alone, in differentiable operations, is short and closed under differentiation: it saves a tenth of that time.
 
 Shape legend: ``...`` any leading axes, N features.
 """
@@ -24,7 +24,7 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def decay_and_scale(log_a: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, sqrt(1 - a²)) of log a < 0, precise where a is close to 1: h = a h + sqrt(1 - a²) v keeps the variance of v."""
+    """(a, sqrt(1 - a²)) of log a < 0, precise where a is close to 1: a h + sqrt(1 - a²) v keeps the variance."""
     return _DecayAndScale.apply(log_a)
 
 

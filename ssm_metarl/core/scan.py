@@ -1,9 +1,9 @@
 """The linear recurrence h_t = a_t h_{t-1} + b_t as a family of autograd Functions closed under differentiation.
 
-Differentiating the scan gives a scan that runs backwards in time and a product shifted by one step; differentiating those
-gives the same three and the adjoint of the shift. Each backward below is written with members of the family, so gradients
-of any order cost one loop over time per scan, and torch.func.grad works. (Autograd through the plain loop is several times
-slower at second order, and its cost grows faster than the number of steps.)
+Differentiating the scan gives a scan that runs backwards in time and a product shifted by one step; differentiating
+those gives the same three and the adjoint of the shift. Each backward below is written with members of the family, so
+gradients of any order cost one loop over time per scan, and torch.func.grad works. (Autograd through the plain loop is
+several times slower at second order, and its cost grows faster than the number of steps.)
 
 Shape legend: T time, B rows (episodes), N state.
 """
@@ -43,7 +43,7 @@ def linear_scan(a_TBN: Tensor, b_TBN: Tensor, initial_BN: Tensor | None = None) 
 
 
 def _recur(a_: Sequence[Any], b_: Sequence[Any], h_: Sequence[Any], lib: Any) -> None:
-    """h_0 = b_0, h_i = a_{i-1} h_{i-1} + b_i, written into h_: time slices of numpy or of torch, whichever ``lib`` is."""
+    """h_0 = b_0, h_i = a_{i-1} h_{i-1} + b_i, written into h_: time slices of ``lib``, which is numpy or torch."""
     multiply, add = lib.multiply, lib.add
     previous = h_[0]
     previous[...] = b_[0]

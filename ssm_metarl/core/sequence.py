@@ -44,7 +44,7 @@ class SequenceModel(nn.Module, ABC):
     def unroll(
         self, x_TBO: Tensor, carry_LBN: Tensor | None = None, reset_TB: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Outputs [T, B, A] and the state after the last step; ``reset_TB`` 1 zeroes the state before that step's input."""
+        """Outputs [T, B, A] and the last state; where ``reset_TB`` is 1, the state is zeroed before the input."""
 
     @abstractmethod
     def fold(self, params: Mapping[str, Tensor] | None = None) -> FoldedStep:
@@ -60,7 +60,7 @@ class SequenceModel(nn.Module, ABC):
         """Outputs (action logits) for observations.
 
         Args:
-            state: [B, T, O] sequences; or [B, O] or [O] single steps: without ``carry`` independent ones from the zero state.
+            state: [B, T, O] sequences; or [B, O] or [O] single steps, from the zero state without ``carry``.
             carry: state before the first step, from `initial_state` or an earlier call.
             resets: [B, T], [B] or a scalar, to match ``state``; 1 zeroes the state before consuming that step's input.
 
@@ -112,17 +112,22 @@ class SequenceModel(nn.Module, ABC):
 
 
 def init_head(head: nn.Linear) -> nn.Linear:
-    """Scale a fresh output layer down, so that the first policy is close to uniform and the first steps are not lost."""
+    """A fresh output layer scaled down, so that the first policy is nearly the same in all states."""
     with torch.no_grad():
         head.weight.mul_(HEAD_GAIN)
-        head.bias.zero_()
+        head.bias.mul_(HEAD_GAIN)
     return head
 
 
-def own_or(module: nn.Module, params: Mapping[str, Tensor] | None) -> dict[str, np.ndarray]:
-    """``params``, or the module's own parameters, as float32 arrays that share no memory with them."""
+def frozen(tensor: Tensor) -> np.ndarray:
+    """A float32 copy, off the graph."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
+
+
+def frozen_params(module: nn.Module, params: Mapping[str, Tensor] | None) -> dict[str, np.ndarray]:
+    """``params``, or the module's own parameters, as `frozen` arrays."""
     params = dict(module.named_parameters()) if params is None else params
-    return {name: np.array(value.detach().cpu(), np.float32) for name, value in params.items()}
+    return {name: frozen(value) for name, value in params.items()}
 
 
 def folded_linear(params: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""From a run's folder to its adaptation curve: return after k = 0, 1, 2, ... steps on held-out tasks, with intervals."""
+"""From a run's folder to its adaptation curve: return after k = 0, 1, 2, ... steps on held-out tasks."""
 
 from __future__ import annotations
 

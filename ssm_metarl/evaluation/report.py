@@ -19,7 +19,8 @@ def draw_learning_curve(folder: Path, title: str, evaluation: Evaluation, num_st
 
     Args:
         folder: the run's folder, with ``metrics.jsonl``. title: above the picture.
-        evaluation: the final one; drawn at the right as means with 95 % intervals. num_steps: adaptation steps that count as "after".
+        evaluation: the final one; drawn at the right as means with 95 % intervals. num_steps: adaptation steps that
+            count as "after".
     """
     records = read_metrics(folder)
     steps = np.array([record["num_env_steps"] for record in records]) / 1e6

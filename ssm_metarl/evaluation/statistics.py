@@ -27,7 +27,8 @@ def bootstrap_mean(values_RK: np.ndarray, level: float = 0.95, resamples: int = 
     """Hierarchical bootstrap of the mean: seeds are resampled, then tasks within each drawn seed.
 
     Args:
-        values_RK: [R, K], or [K] for a single run: then only tasks are resampled, and the interval says nothing about other seeds.
+        values_RK: [R, K], or [K] for a single run: then only tasks are resampled, and the interval says nothing about
+            other seeds.
         level: share of resampled means inside the interval.
         resamples: bootstrap draws; the draws are the same every time.
 

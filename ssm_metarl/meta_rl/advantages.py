@@ -13,11 +13,11 @@ from ssm_metarl.config import AdvantageConfig
 from ssm_metarl.types import Rollout
 
 RIDGE = 1e-5
-"""Keeps the baseline's normal equations solvable when features repeat each other (constant observations, a single step)."""
+"""Keeps the baseline's normal equations solvable when features repeat each other (constant observations)."""
 
 
 def baseline_features(observation: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Features ``[o, o^2, t, t^2, t^3, 1]`` with t in units of 100 steps (Duan et al. 2016, section 3; observations clipped to 10).
+    """Features ``[o, o^2, t, t^2, t^3, 1]``, t in units of 100 steps, o clipped to 10 (Duan et al. 2016, section 3).
 
     Args:
         observation: [..., O]. time: [...] steps since the episode began. Returns [..., F].
@@ -35,8 +35,8 @@ def returns_to_go(reward_TB: np.ndarray, mask_TB: np.ndarray, discount: float) -
 def fit_baseline(rollout: Rollout, discount: float) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression of the returns on the features, over the rollout itself.
 
-    An episode cut by a foreign time limit is worth ``G_t + discount^(L - t) V(o_L)``: as V is linear in its weights, the
-    unknown V(o_L) moves to the left-hand side and one regression still solves it.
+    An episode cut by a foreign time limit is worth ``G_t + discount^(L - t) V(o_L)``: as V is linear in its weights,
+    the unknown V(o_L) moves to the left-hand side and one regression still solves it.
 
     Returns:
         value_TB, and bootstrap_B: V of the last observation where a foreign limit cut, else 0.
@@ -62,9 +62,10 @@ def gae(
     discount: float,
     gae_lambda: float,
 ) -> np.ndarray:
-    """``A_t = sum_k (discount * lambda)^k delta_{t+k}``, ``delta_t = r_t + discount V_{t+1} - V_t`` (Schulman et al. 2016, Eq. 16).
+    """``A_t = sum_k (discount * lambda)^k delta_{t+k}`` with ``delta_t = r_t + discount V_{t+1} - V_t``, [T, B].
 
-    The value after an episode's last step is ``bootstrap_B`` (0 for an episode that truly ended). [T, B], 0 outside the mask.
+    The value after an episode's last step is ``bootstrap_B`` (0 for one that truly ended); outside the mask all is 0.
+    Source: Schulman et al. 2016, Eq. 16.
     """
     mask_TB = mask_TB.astype(np.float64)
     following_TB = np.concatenate([mask_TB[1:], np.zeros_like(mask_TB[:1])])

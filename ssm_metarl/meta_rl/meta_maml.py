@@ -1,6 +1,6 @@
 """Model-agnostic meta-learning: the inner step that the whole package shares, and `MetaMAML` around it.
 
-Source: Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", Algorithm 1 and Eq. 1.
+Source: Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", Algorithm 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def inner_step(loss: Tensor, params: Mapping[str, Tensor], lr: float, *, first_o
 
     Args:
         loss: scalar, a function of ``params``.
-        params: name -> tensor, of any shapes. Those that ask for no gradient, or that the loss does not touch, stay as they are.
+        params: name -> tensor. Those that ask for no gradient, or that the loss does not touch, stay as they are.
         lr: the inner learning rate.
         first_order: treat the gradient as a constant, so that d theta' / d theta is the identity (FOMAML).
 
@@ -47,8 +47,8 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 class MetaMAML:
     """Meta-learns the initial parameters of any ``nn.Module`` from (support, query) pairs.
 
-    Call ``backward()`` on every task's meta-loss and ``outer_optimizer.step()`` once per batch of tasks; the step clears the
-    gradients behind it, so that batches never add up.
+    Call ``backward()`` on every task's meta-loss and ``outer_optimizer.step()`` once per batch of tasks; the step
+    clears the gradients behind it, so that batches never add up.
 
     Args:
         model: the module whose parameters are the meta-parameters.
@@ -88,7 +88,7 @@ class MetaMAML:
     def inner_loop(self, support_x: Tensor, support_y: Tensor) -> Params:
         """Adapts to one task: ``num_inner_steps`` gradient steps on its support set.
 
-        Returns one tensor per parameter name, attached to the graph of the meta-parameters; the model itself is unchanged.
+        Returns one tensor per parameter name, in the graph of the meta-parameters; the model itself is unchanged.
         """
         params: Params = dict(self.model.named_parameters())
         for _ in range(self.num_inner_steps):

@@ -21,7 +21,7 @@ from ssm_metarl.meta_rl.meta_maml import Params, inner_step
 from ssm_metarl.types import Batch
 
 BatchSource = Callable[[int, Params], Batch]
-"""``source(k, params)``: the rollout under the parameters adapted k times; collected now, or kept from an earlier pass."""
+"""``source(k, params)``: the rollout under the parameters adapted k times, collected now or kept from before."""
 
 
 def masked_mean(x_TB: Tensor, mask_TB: Tensor) -> Tensor:
@@ -34,14 +34,15 @@ def surrogate(logp_TB: Tensor, old_logp_TB: Tensor, advantage_TB: Tensor, mask_T
 
     With ``w_t = sum_{k <= t} (logp_k - old_logp_k)`` the three estimators weigh the advantage A_t by
 
-    - ``dice``: ``exp(w_t) - exp(w_{t-1})``. First and second derivative are unbiased where A_t is the return from t on minus a
-      function of the state (Foerster et al. 2018; in advantages: Farquhar et al. 2019, "Loaded DiCE").
-    - ``lvc``: ``exp(logp_t - old_logp_t)``. Leaves out products of scores at different times from the second derivative:
-      biased, with far less variance (Rothfuss et al. 2019, ProMP, Eq. 8).
-    - ``naive``: ``logp_t``. The first derivative is right where old and new policy agree; the second lacks every product of scores.
+    - ``dice``: ``exp(w_t) - exp(w_{t-1})``. First and second derivative are unbiased where A_t is the return from t on
+      minus a function of the state (Foerster et al. 2018; in advantages: Farquhar et al. 2019, "Loaded DiCE").
+    - ``lvc``: ``exp(logp_t - old_logp_t)``. Leaves out products of scores at different times from the second
+      derivative: biased, with far less variance (Rothfuss et al. 2019, ProMP, Eq. 8).
+    - ``naive``: ``logp_t``. The first derivative is right where old and new policy agree; the second lacks every
+      product of scores.
 
-    All agree in the first derivative at ``logp == old_logp``. None credits exploration in the support rollout for what the
-    adapted policy gains by it (E-MAML).
+    All agree in the first derivative at ``logp == old_logp``. None credits exploration in the support rollout for what
+    the adapted policy gains by it (E-MAML).
     """
     if estimator == "naive":
         return masked_mean(logp_TB * advantage_TB, mask_TB)
@@ -58,7 +59,7 @@ def surrogate(logp_TB: Tensor, old_logp_TB: Tensor, advantage_TB: Tensor, mask_T
 def clipped_surrogate(
     logp_TB: Tensor, old_logp_TB: Tensor, advantage_TB: Tensor, mask_TB: Tensor, clip: float
 ) -> Tensor:
-    """``min(r A, clamp(r, 1 - clip, 1 + clip) A)`` with r the likelihood ratio (Schulman et al. 2017, Eq. 7), to be maximised."""
+    """``min(r A, clamp(r, 1 - clip, 1 + clip) A)``, r the likelihood ratio, to be maximised (PPO, Eq. 7)."""
     ratio_TB = (logp_TB - old_logp_TB).exp()
     clipped_TB = ratio_TB.clamp(1.0 - clip, 1.0 + clip)
     return masked_mean(torch.minimum(ratio_TB * advantage_TB, clipped_TB * advantage_TB), mask_TB)
@@ -67,9 +68,9 @@ def clipped_surrogate(
 def meta_loss(policy: Policy, params: Params, source: BatchSource, config: TrainConfig) -> Tensor:
     """The outer loss of one task (scalar): adapt on ``inner.num_steps`` support rollouts, judge the query rollout.
 
-    ``outer.rule: gradient`` is MAML's policy gradient of the adapted policy; ``clipped`` is ProMP's objective (Rothfuss et
-    al. 2019, Eq. 10): clipped ratios against the stored log-probabilities, and KL(collecting policy || current policy)
-    before adaptation, on the support states.
+    ``outer.rule: gradient`` is MAML's policy gradient of the adapted policy; ``clipped`` is ProMP's objective (Rothfuss
+    et al. 2019, Eq. 10): clipped ratios against the stored log-probabilities, and KL(collecting policy || current
+    policy) before adaptation, on the support states.
     """
     adapted, penalty = dict(params), torch.zeros(())
     for k in range(config.inner.num_steps + 1):
@@ -97,7 +98,7 @@ def adapt(policy: Policy, params: Params, batch: Batch, config: TrainConfig) -> 
 
 
 def fold(gradients: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean of the tasks' meta-gradients, added up in task order in float64 and cast once: the same bits for any worker count.
+    """Mean of the tasks' meta-gradients, in task order in float64, cast once: the same bits for any worker count.
 
     Args:
         gradients: float32 [P] each, in task order. Returns float32 [P].

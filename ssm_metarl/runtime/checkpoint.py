@@ -1,8 +1,8 @@
 """Checkpoints: data files first, ``manifest.json`` last; a folder without a manifest that verifies does not count.
 
-A checkpoint is ``it-00000012-XXXXXXXX/`` with ``state.npz`` (arrays only; nothing is unpickled) and ``manifest.json`` (sha256 per
-file, versions, the run's identity). It holds the state after 12 iterations. Every save has a folder of its own, so that no
-attempt can damage an earlier one.
+A checkpoint is ``it-00000012-XXXXXXXX/`` with ``state.npz`` (arrays only; nothing is unpickled) and ``manifest.json``
+(sha256 per file, versions, the run's identity). It holds the state after 12 iterations. Every save has a folder of its
+own, so that no attempt can damage an earlier one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def save(folder: Path, state: TrainState, identity: dict[str, Any], keep: int) -
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that verifies and its identity, or None; ``warn`` is told of every one that was skipped, and why."""
+    """The newest checkpoint that verifies, with its identity, or None; ``warn`` is told which were skipped and why."""
     for path in _newest_first(folder):
         try:
             return load(path)

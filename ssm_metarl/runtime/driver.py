@@ -1,9 +1,9 @@
-"""`MetaTrainer`: the outer loop. One process that samples tasks, folds meta-gradients, steps the optimizer, and keeps the books.
+"""`MetaTrainer`, the outer loop: samples tasks, folds meta-gradients, steps the optimizer, keeps the books.
 
-    sample K tasks ──specs──► pool.map("adapt_and_collect") ──► K meta-gradients, K batches (which stay with the workers)
+    sample K tasks ──specs──► pool.map("adapt_and_collect") ──► K meta-gradients; K batches stay with the workers
          ▲                                                          │ waits for all K; folds in task order, float64
          │                                                          ▼
-    next iteration ◄── metrics, checkpoint ◄── outer_step ◄── pool.map("revisit"), num_passes - 1 times, new parameters each
+    next iteration ◄── metrics, checkpoint ◄── outer_step ◄── pool.map("revisit") under new parameters, num_passes - 1
 
 Every iteration is a function of (configuration, parameters, optimizer state, iteration): it may be replayed anywhere.
 
@@ -62,8 +62,8 @@ class MetaTrainer:
     Args:
         config: the run's configuration.
         sinks: hear of its progress, besides the files in the run's folder.
-        resume: ``auto`` goes on from the newest valid checkpoint of a run of that name, ``never`` refuses an existing name, a path
-            starts from that checkpoint.
+        resume: ``auto`` goes on from the newest valid checkpoint of a run of that name, ``never`` refuses an existing
+            name, a path starts from that checkpoint.
 
     Raises:
         ConfigError: the name is taken by a run of another identity, or at all under ``never``.
@@ -104,7 +104,7 @@ class MetaTrainer:
             self._tell("close")
 
     def step(self, pool: LocalPool | RayPool) -> Record:
-        """One iteration: a batch of tasks, ``outer.num_passes`` outer steps over it. Returns its line of ``metrics.jsonl``."""
+        """One iteration: a batch of tasks, ``outer.num_passes`` outer steps over it. Returns its record."""
         began = time.perf_counter()
         specs = self._training_specs()
         results, handles = [], []
@@ -157,7 +157,7 @@ class MetaTrainer:
         return SharedState(self.iteration, self.params_P)
 
     def _outer_step(self, results: Iterable[TaskResult]) -> tuple[float, float]:
-        """One step of the outer optimizer on the folded meta-gradient; the mean meta-loss and the gradient's norm before clipping."""
+        """Steps on the folded meta-gradient. Returns the mean meta-loss and the gradient's norm before clipping."""
         losses: list[float] = []
 
         def gradients() -> Iterable[np.ndarray]:

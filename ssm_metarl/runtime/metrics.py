@@ -105,9 +105,8 @@ class ConsoleSink(Sink):
         )
 
     def evaluation(self, iteration: int, returns: dict[str, float]) -> None:
-        self._print(
-            f"held-out tasks  return {_number(returns['pre'])} -> {_number(returns['post'])}  after {iteration} iterations"
-        )
+        curve = f"{_number(returns['pre'])} -> {_number(returns['post'])}"
+        self._print(f"held-out tasks  return {curve}  after {iteration} iterations")
 
     def event(self, event: Record) -> None:
         self._print(f"{event['event']}: {event.get('cause', '')} {event.get('spec', '')}".rstrip())

@@ -1,11 +1,12 @@
 """Pools of workers behind one ``map``: in this process (`LocalPool`) or as Ray actors (`RayPool`).
 
-``map(method, shared, specs)`` calls the named `TaskWorker` method on every spec and yields the results in the order of the specs.
-With ``keep=True`` the method's second return value stays where it was made, and its opaque handle is yielded along with the
-result; handles given to a later ``map`` reach the method as its last argument, on whichever worker is free.
+``map(method, shared, specs)`` calls the named `TaskWorker` method on every spec and yields the results in the order of
+the specs. With ``keep=True`` the method's second return value stays where it was made, and its opaque handle is yielded
+along with the result; handles given to a later ``map`` reach the method as its last argument, on whichever worker is
+free.
 
-The pool owns failure. A call that dies with its actor, raises, or outlives its deadline is tried again on a fresh actor, at most
-`MAX_ATTEMPTS` times for any cause; results cannot change by it, as they depend on the spec alone.
+The pool owns failure. A call that dies with its actor, raises, or outlives its deadline is tried again on a fresh
+actor, at most `MAX_ATTEMPTS` times for any cause; results cannot change by it, as they depend on the spec alone.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ class _Running:
 class RayPool:
     """Ray actors, one call in flight each; whoever is free takes the next spec.
 
-    Starts Ray on this machine with exactly the CPUs that the workers need, unless Ray runs already or ``RAY_ADDRESS`` points to a
-    cluster. Work begins with the first actor that is ready; the others join as they come.
+    Starts Ray on this machine with exactly the CPUs that the workers need, unless Ray runs already or ``RAY_ADDRESS``
+    points to a cluster. Work begins with the first actor that is ready; the others join as they come.
 
     Args:
         config: the run's configuration.
@@ -262,7 +263,7 @@ class RayPool:
             done[call.index] = (result, handle) if call.keep else result
 
     def _recover(self, running: _Running, error: Exception, queue: deque[_Call]) -> None:
-        """Puts the call back at the front of the queue; a handle that was lost is made again first, by the call that made it."""
+        """Puts the call back at the front of the queue; a lost handle is made again first, by the call that made it."""
         call = running.call
         if call.attempts >= MAX_ATTEMPTS:
             raise _task_failed(call.spec, error) from error
@@ -289,7 +290,10 @@ class RayPool:
             return
         waited, limit = time.monotonic() - self._none_since, self._config.workers.start_timeout_s
         wanted = f"{self.num_workers} workers x {self._config.workers.cpus_per_worker:g} CPUs"
-        free = f"the cluster has {ray.available_resources().get('CPU', 0):g} of {ray.cluster_resources().get('CPU', 0):g} CPUs free"
+        available, total = (
+            resources.get("CPU", 0) for resources in (ray.available_resources(), ray.cluster_resources())
+        )
+        free = f"the cluster has {available:g} of {total:g} CPUs free"
         if waited > limit:
             raise PoolError(
                 f"no worker was ready within workers.start_timeout_s = {limit:g} s; wanted {wanted}, {free}; "
@@ -319,7 +323,7 @@ def _count_cpus() -> float:
 
 
 def start_ray(num_cpus: float) -> bool:
-    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if this process had joined one before."""
+    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already."""
     if ray.is_initialized():
         return False
     local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}

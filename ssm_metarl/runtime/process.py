@@ -19,7 +19,7 @@ ENVIRONMENT = {
 
 
 def prepare_process() -> None:
-    """Starts this program anew with `ENVIRONMENT`, once, if it lacks any of it. Call it before numpy and torch are imported."""
+    """Starts this program anew, once, if it lacks any of `ENVIRONMENT`. Call it before numpy and torch are imported."""
     if all(name in os.environ for name in ENVIRONMENT):
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], ENVIRONMENT | dict(os.environ))

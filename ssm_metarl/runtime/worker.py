@@ -1,4 +1,4 @@
-"""`TaskWorker`: one environment, one policy, and the work on one task. A plain class; the pool may wrap it into a Ray actor."""
+"""`TaskWorker`: one environment, one policy, the work on one task. A plain class; a pool may wrap it into an actor."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ class TaskWorker:
         return result, batches
 
     def revisit(self, shared: SharedState, spec: TaskSpec, batches: list[Batch]) -> TaskResult:
-        """A later pass over kept batches, under new meta-parameters; ratios are against the stored log-probabilities."""
+        """A later pass over kept batches, under new meta-parameters; ratios are against stored log-probabilities."""
         began = time.perf_counter()
         loss, gradient_P = self._meta_gradient(shared, spec, lambda k, _: batches[k])
         seconds = time.perf_counter() - began
         return TaskResult(spec=spec, gradient_P=gradient_P, seconds=seconds, metrics={"meta_loss": loss})
 
     def evaluate(self, shared: SharedState, spec: TaskSpec) -> TaskResult:
-        """Mean returns after k = 0 .. ``spec.num_adaptation_steps`` adaptation steps, each step on a rollout of its own."""
+        """Mean returns after k = 0 .. ``spec.num_adaptation_steps`` steps, each step on a rollout of its own."""
         began, rng = time.perf_counter(), spec.rng()
         params, rollouts = self.policy.from_vector(shared.params_P), []
         for k in range(spec.num_adaptation_steps + 1):
@@ -127,7 +127,6 @@ class TaskWorker:
         gradient_P = self.policy.to_vector(dict(zip(params, gradients, strict=True)))
         if not np.isfinite(gradient_P).all():
             raise TaskError(
-                f"the meta-gradient of {spec} is not finite; smaller inner.lr or outer.lr, or an environment with smaller rewards, "
-                "is the usual cure"
+                f"the meta-gradient of {spec} is not finite; the usual cure is a smaller inner.lr or outer.lr"
             )
         return loss.item(), gradient_P

@@ -48,7 +48,8 @@ def exact_objective(theta):
 
 
 def expected_surrogate(theta, estimator, use_baseline):
-    """Expectation of the estimator's objective over trajectories of the policy at THETA (a sum over steps, not their mean)."""
+    """Expectation of the estimator's objective over trajectories of the policy at THETA (a sum over steps, not their
+    mean)."""
     total = torch.zeros((), dtype=torch.float64)
     for trajectory in trajectories():
         weight = probability(THETA, trajectory)

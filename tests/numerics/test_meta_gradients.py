@@ -140,7 +140,8 @@ def _outer_by_hand(policy, adapted, batch):
 
 @pytest.mark.parametrize("algorithm", ["maml", "promp"])
 def test_the_outer_loss_is_taken_on_the_query_rollout(algorithm):
-    """RLlib's MAML once judged the support rollout: with a query rollout of zero advantage the loss must vanish, not so with support."""
+    """RLlib's MAML once judged the support rollout: with a query rollout of zero advantage the loss must vanish, not so
+    with support."""
     config, policy, params, (support, query) = make_problem("ssm", 1, algorithm=algorithm, **{"outer.kl_penalty": 0.0})
     silent = Batch(**{**vars(query), "advantage_TB": np.zeros_like(query.advantage_TB)})
     loss = meta_loss(policy, params, lambda k, _: (support, silent)[k], config)

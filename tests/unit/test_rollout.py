@@ -42,7 +42,7 @@ class LineEnv(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
-    lifetime, break_at, broken_reward = 1000.0, 1000.0, 0.0
+    lifetime, cut_at, break_at, broken_reward = 1000.0, 1000.0, 1000.0, 0.0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -56,7 +56,7 @@ class LineEnv(gymnasium.Env):
         broken = t >= self.break_at
         reward = np.nan if broken and self.broken_reward else t
         observation = np.array([np.inf if broken and not self.broken_reward else 10.0 + t], np.float32)
-        return observation, float(reward), t >= self.lifetime, False, {}
+        return observation, float(reward), t >= self.lifetime, t >= self.cut_at, {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +67,7 @@ def line_env():
 
 
 def line(horizon: int = 8) -> TaskFamily:
-    vary = {name: {"uniform": [1, 2]} for name in ("lifetime", "break_at", "broken_reward")}
+    vary = {name: {"uniform": [1, 2]} for name in ("lifetime", "cut_at", "break_at", "broken_reward")}
     return make_family(EnvConfig(id="test/Line-v0", horizon=horizon, vary=vary))
 
 
@@ -153,6 +153,13 @@ def test_only_a_foreign_time_limit_leaves_something_to_bootstrap():
         assert not own.foreign_truncation_B.any() and own.final_observation_BO.tolist() == [[13], [10 + horizon]]
 
 
+def test_rows_are_cut_and_end_each_at_their_time():
+    rollout = roll(line(horizon=8), [{"cut_at": 2.0}, {"lifetime": 4.0}, {}], rows=3)
+    assert rollout.foreign_truncation_B.tolist() == [True, False, True]
+    assert rollout.mask_TB.sum(axis=0).tolist() == [2, 4, 6]
+    assert rollout.final_observation_BO.tolist() == [[12], [14], [16]]
+
+
 def test_a_shorter_horizon_than_the_familys_cuts_without_marks():
     env = line(horizon=6).make_vector(2)
     rollout = collect(env, FakePolicy(line()), 2, ("observation",), np.random.default_rng(0))
@@ -173,7 +180,10 @@ def test_a_rollout_is_a_function_of_task_policy_and_rng(env_id):
 
     reference = again(first, 1)
     assert not np.array_equal(again(second, 1).reward_TB, reference.reward_TB)
-    assert not np.array_equal(again(first, 2).action_TBA, reference.action_TBA)
+    other = again(first, 2)
+    assert not np.array_equal(other.action_TBA, reference.action_TBA)
+    starts_differ = not np.array_equal(other.observation_TBO[0], reference.observation_TBO[0])
+    assert starts_differ == ("Navigation" not in env_id)
     # The environment has lived through other tasks and seeds; a new one has not.
     for repeated in (again(first, 1), roll(family, first, seed=1, inputs=ALL_INPUTS)):
         for name, array in vars(reference).items():

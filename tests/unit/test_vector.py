@@ -21,7 +21,7 @@ NATIVE = ["ssm_metarl/Navigation2D-v0", "ssm_metarl/CartPole-v0", "ssm_metarl/Pe
 
 
 class CountdownEnv(gymnasium.Env):
-    """Observes the step; terminates after ``lifetime`` steps; says "age" in its infos. Actions 5 and 6."""
+    """Observes the step; terminates after ``lifetime`` steps; talks in its infos. Actions 5 and 6."""
 
     observation_space = gymnasium.spaces.Discrete(100)
     action_space = gymnasium.spaces.Discrete(2, start=5)
@@ -37,7 +37,7 @@ class CountdownEnv(gymnasium.Env):
         assert self.action_space.contains(action)
         self.age += 1
         self.over = self.age >= self.lifetime
-        return self.age, float(action), self.over, False, {"age": self.age}
+        return self.age, float(action), self.over, False, {"age": self.age, "parity": self.age % 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -233,9 +233,9 @@ def test_rows_that_ended_are_frozen_until_reset(make):
 
 
 def test_next_step_autoreset_is_gymnasiums():
-    ours = countdown(NEXT_STEP, [2, 3], horizon=4)
+    ours = countdown(NEXT_STEP, [2, 1000], horizon=6)
     theirs = gymnasium.make_vec("test/Countdown-v0", 2, "sync", {"autoreset_mode": NEXT_STEP})
-    theirs.set_attr("lifetime", [2.0, 3.0])
+    theirs.set_attr("lifetime", [2.0, 1000.0])
     actions = [np.array([0, 1])] * 9
     for got, expected in zip(run(ours, actions), run(theirs, [a + 5 for a in actions]), strict=True):
         np.testing.assert_array_equal(got[0].argmax(axis=1), expected[0])
@@ -245,9 +245,9 @@ def test_next_step_autoreset_is_gymnasiums():
 
 
 def test_same_step_autoreset_is_gymnasiums():
-    ours = countdown(SAME_STEP, [2, 3], horizon=4)
+    ours = countdown(SAME_STEP, [2, 1000], horizon=6)
     theirs = gymnasium.make_vec("test/Countdown-v0", 2, "sync", {"autoreset_mode": SAME_STEP})
-    theirs.set_attr("lifetime", [2.0, 3.0])
+    theirs.set_attr("lifetime", [2.0, 1000.0])
     actions = [np.array([0, 1])] * 9
     for got, expected in zip(run(ours, actions), run(theirs, [a + 5 for a in actions]), strict=True):
         np.testing.assert_array_equal(got[0].argmax(axis=1), expected[0])
@@ -260,7 +260,8 @@ def test_same_step_autoreset_is_gymnasiums():
                 assert got[4]["final_info"]["age"][row] == expected[4]["final_info"]["age"][row]
             np.testing.assert_array_equal(got[4]["final_info"]["_age"], expected[4]["final_info"]["_age"])
         np.testing.assert_array_equal(got[4]["age"], expected[4]["age"])
-        np.testing.assert_array_equal(got[4]["_age"], expected[4]["_age"])
+        for name in ("age", "parity"):
+            np.testing.assert_array_equal(got[4][f"_{name}"], expected[4].get(f"_{name}", [False, False]))
 
 
 @pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP])
@@ -304,11 +305,18 @@ def test_discrete_actions_count_from_zero_and_observations_are_flat():
     assert run(env, [np.array([0, 1])])[0][1].tolist() == [5.0, 6.0]
 
 
-def test_box_actions_are_clipped():
-    family = make_family(EnvConfig(id="Pendulum-v1"))
-    one, other = family.make_vector(1), family.make_vector(1)
-    far, bound = run(one, [np.full((1, 1), 99.0, np.float32)]), run(other, [np.full((1, 1), 2.0, np.float32)])
-    np.testing.assert_array_equal(far[0][0], bound[0][0])
+def test_box_actions_are_clipped_to_bounds_and_type(monkeypatch):
+    class Echo(CountdownEnv):
+        action_space = gymnasium.spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf]), dtype=np.float64)
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return 0, float(action[0] + 1000 * action[1]), False, False, {}
+
+    spec = gymnasium.envs.registration.EnvSpec("test/Echo-v0", Echo)
+    monkeypatch.setitem(gymnasium.registry, "test/Echo-v0", spec)
+    env = make_family(EnvConfig(id="test/Echo-v0", horizon=5)).make_vector(2)
+    assert run(env, [np.float32([[-7, -7], [0.5, 7]])])[0][1].tolist() == [-1.0, 7000.5]
 
 
 def test_generic_rows_are_seeded_like_gymnasiums():
@@ -420,9 +428,10 @@ def test_made_environments_end_at_the_horizon_or_where_they_are_told(env_id):
         env.reset(seed=0, **hold)
         over, steps = False, 0
         while not over:
-            *_, terminated, truncated, _ = env.step(np.zeros(env.action_space.shape, env.action_space.dtype))
+            idle = np.zeros(env.action_space.shape, env.action_space.dtype)
+            _, reward, terminated, truncated, _ = env.step(idle)
             over, steps = terminated or truncated, steps + 1
-        assert truncated and not terminated and steps == (limit or horizon)
+        assert truncated and not terminated and steps == (limit or horizon) and reward != 0
 
 
 @pytest.mark.parametrize("env_id", NATIVE)
@@ -438,6 +447,14 @@ def test_make_vec_works_in_both_ways_with_gymnasiums_wrappers(env_id):
     sync = gymnasium.make_vec(env_id, num_envs=3, vectorization_mode="sync")
     assert sync.reset(seed=0)[0].shape == env.reset(seed=0)[0].shape
     assert gymnasium.make_vec(env_id, num_envs=2, autoreset_mode="SameStep").autoreset_mode is SAME_STEP
+
+
+def test_environments_share_no_spaces():
+    one, other = (gymnasium.make(NATIVE[0]) for _ in range(2))
+    one.action_space.seed(0), other.action_space.seed(0)
+    expected = one.action_space.sample()
+    one.action_space.sample()
+    np.testing.assert_array_equal(other.action_space.sample(), expected)
 
 
 def test_a_made_environment_takes_a_task():
