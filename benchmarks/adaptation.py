@@ -1,10 +1,14 @@
-"""Does the inner loop earn its keep? Held-out tasks, five seeds, the same number of environment steps in both arms.
+"""Does the inner loop earn its keep? Held-out tasks, five seeds, the same number of environment steps in every arm.
 
     python benchmarks/adaptation.py [cartpole pendulum ...] [--seeds 5] [--processes 2] [--json FILE]
 
-Arm "meta" is the configuration in ``benchmarks/configs/NAME.yaml``; arm "no inner loop" is the same with ``inner.num_steps: 0`` and
-twice the iterations, so that it sees as many environment steps and takes twice as many outer steps. Both are judged on the same
-held-out tasks with the same noise; differences are paired by seed and task, intervals are hierarchical bootstraps (seeds, then tasks).
+- "meta": the configuration in ``benchmarks/configs/NAME.yaml``.
+- "same updates": without an inner loop (``inner.num_steps: 0``), episodes per task multiplied so that each outer step sees as
+  many environment steps.
+- "more updates": without an inner loop, iterations multiplied instead: as many environment steps, more outer steps.
+
+All are judged on the same held-out tasks; differences are paired by seed and task, intervals are hierarchical bootstraps (seeds
+are resampled, then tasks within).
 """
 
 from __future__ import annotations
@@ -20,20 +24,36 @@ from pathlib import Path
 from ssm_metarl.runtime.process import prepare_process
 
 CONFIGS = Path(__file__).parent / "configs"
+ARMS = ("meta", "same updates", "more updates")
 
 
-def train(name: str, seed: int, overrides: dict) -> dict:
-    """One run, in this process; what it reached on the held-out tasks."""
+def make_config(name: str, arm: str, overrides: dict):
+    """The configuration of one arm."""
     from ssm_metarl.config import load_config
+
+    config = load_config(CONFIGS / f"{name}.yaml", overrides)
+    rollouts = config.inner.num_steps + 1
+    control = {
+        "meta": {},
+        "same updates": {"inner.num_steps": 0, "env.episodes_per_task": config.env.episodes_per_task * rollouts},
+        "more updates": {"inner.num_steps": 0, "iterations": config.iterations * rollouts},
+    }
+    return config.override(control[arm])
+
+
+def train(name: str, arm: str, seed: int) -> dict:
+    """One run, in this process; what it reached on the held-out tasks."""
     from ssm_metarl.runtime.driver import MetaTrainer
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"seed": seed, "workers.num_workers": 0, "run.dir": folder, "eval.every": 0, **overrides}
-        config = load_config(CONFIGS / f"{name}.yaml", settings)
+        config = make_config(name, arm, {"seed": seed, "workers.num_workers": 0, "run.dir": folder, "eval.every": 0})
         began = time.process_time()
         trainer = MetaTrainer(config)
         summary = trainer.run()
     return {
+        "name": name,
+        "arm": arm,
+        "seed": seed,
         "returns": summary.evaluation.returns_KS.tolist(),
         "num_env_steps": trainer.num_env_steps,
         "cpu_s": time.process_time() - began,
@@ -41,44 +61,27 @@ def train(name: str, seed: int, overrides: dict) -> dict:
     }
 
 
-def no_inner_loop(name: str) -> dict:
-    """The overrides of the control arm: as many environment steps, no adaptation in training."""
-    from ssm_metarl.config import load_config
-
-    config = load_config(CONFIGS / f"{name}.yaml")
-    return {"inner.num_steps": 0, "iterations": config.iterations * (config.inner.num_steps + 1)}
-
-
-def compare(name: str, meta: list[dict], control: list[dict]) -> list[str]:
-    """Lines of the table for one family."""
+def table(name: str, runs: list[dict]) -> str:
+    """The table of one family."""
     import numpy as np
 
-    from ssm_metarl.config import load_config
     from ssm_metarl.evaluation.statistics import bootstrap_mean
 
-    num_steps = load_config(CONFIGS / f"{name}.yaml").inner.num_steps
-    meta_RKS, control_RKS = (np.array([run["returns"] for run in arm]) for arm in (meta, control))
-    before, after, plain = meta_RKS[:, :, 0], meta_RKS[:, :, num_steps], control_RKS[:, :, 0]
-    rows = [
-        ("meta, before adaptation", before),
-        (f"meta, after {num_steps} step(s)", after),
-        ("no inner loop", plain),
-        (f"no inner loop, adapted by {num_steps} step(s)", control_RKS[:, :, num_steps]),
-        ("**after - before**", after - before),
-        ("**after - no inner loop**", after - plain),
-        ("after - no inner loop adapted", after - control_RKS[:, :, num_steps]),
-    ]
-    steps = np.mean([run["num_env_steps"] for run in meta]), np.mean([run["num_env_steps"] for run in control])
-    cpu = np.mean([run["cpu_s"] for run in meta]), np.mean([run["cpu_s"] for run in control])
-    head = f"{name}: {len(meta)} seeds x {before.shape[1]} tasks; env steps {steps[0]:,.0f} | {steps[1]:,.0f}; CPU-s {cpu[0]:.0f} | {cpu[1]:.0f}"
-    return [
-        head,
-        "",
-        "| return | mean [95 %] |",
-        "|---|---|",
-        *(f"| {label} | {bootstrap_mean(x)} |" for label, x in rows),
-        "",
-    ]
+    steps = make_config(name, "meta", {}).inner.num_steps
+    arms = {arm: np.array([run["returns"] for run in runs if run["arm"] == arm]) for arm in ARMS}
+    before, after = arms["meta"][:, :, 0], arms["meta"][:, :, steps]
+    rows = [("meta, before adaptation", before), (f"meta, after {steps} step(s)", after)]
+    rows += [(f"no inner loop, {arm}", arms[arm][:, :, 0]) for arm in ARMS[1:]]
+    rows += [(f"no inner loop, {arm}, then {steps} step(s)", arms[arm][:, :, steps]) for arm in ARMS[1:]]
+    rows += [("**after - before**", after - before)]
+    rows += [(f"**after - no inner loop, {arm}**", after - arms[arm][:, :, 0]) for arm in ARMS[1:]]
+    costs = []
+    for arm in ARMS:
+        env_steps, cpu_s = (np.mean([run[key] for run in runs if run["arm"] == arm]) for key in ("num_env_steps", "cpu_s"))
+        costs.append(f"{arm}: {env_steps / 1e6:.2f} M steps, {cpu_s:.0f} CPU-s")
+    lines = [f"{name}, {len(before)} seeds x {before.shape[1]} held-out tasks ({'; '.join(costs)})", ""]
+    lines += ["| | mean return [95 %] |", "|---|---|", *(f"| {label} | {bootstrap_mean(x)} |" for label, x in rows)]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
@@ -90,23 +93,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    arms = [
-        (name, arm, seed, overrides)
-        for name in options.names
-        for arm, overrides in (("meta", {}), ("no inner loop", no_inner_loop(name)))
-        for seed in range(options.seeds)
-    ]
+    jobs = [(name, arm, seed) for name in options.names for seed in range(options.seeds) for arm in ARMS]
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as executor:
-        futures = [executor.submit(train, name, seed, overrides) for name, _, seed, overrides in arms]
-        runs = [
-            {"name": n, "arm": a, "seed": s, **future.result()}
-            for (n, a, s, _), future in zip(arms, futures, strict=True)
-        ]
+        runs = list(executor.map(train, *zip(*jobs, strict=True)))
     for name in options.names:
-        chosen = [
-            [run for run in runs if run["name"] == name and run["arm"] == arm] for arm in ("meta", "no inner loop")
-        ]
-        print("\n".join(compare(name, *chosen)))
+        print(table(name, [run for run in runs if run["name"] == name]))
     print(versions())
     if options.json:
         options.json.write_text(json.dumps({"versions": versions(), "runs": runs}))

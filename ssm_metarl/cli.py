@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ssm_metarl.config import load_config
+from ssm_metarl.config import ConfigError, load_config
 from ssm_metarl.options import exit_when_wrong, parse
 
 EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 130
@@ -44,8 +44,10 @@ def train(arguments: Train, overrides: dict[str, Any]) -> int:
     from ssm_metarl.runtime.driver import MetaTrainer
     from ssm_metarl.runtime.metrics import ConsoleSink
 
-    with exit_when_wrong(TaskError):
+    try:
         trainer = MetaTrainer(config, [ConsoleSink(config.iterations)], arguments.resume)
+    except TaskError as error:
+        raise ConfigError(f"{_source_of_env(arguments.config, overrides)}: {error}") from error
     summary = trainer.run()
     write_evaluation(summary.folder, config, summary.evaluation, trainer.params_P)
     title = f"{config.env.id}: {config.algorithm}, {config.policy.core} core"
@@ -92,6 +94,12 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _source_of_env(config: Path | None, overrides: dict[str, Any]) -> str:
+    """Where the settings of the environment were given, for an error about them."""
+    on_command_line = any(key.startswith("env.") for key in overrides)
+    return str(config) if config and not on_command_line else "command line"
 
 
 def _overview() -> str:

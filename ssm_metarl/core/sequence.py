@@ -130,6 +130,11 @@ def frozen_params(module: nn.Module, params: Mapping[str, Tensor] | None) -> dic
     return {name: frozen(value) for name, value in params.items()}
 
 
+def constant(value: float) -> np.ndarray:
+    """A float32 number for the folded steps: numpy would convert a Python number at every use, which costs a call more."""
+    return np.array(value, np.float32)
+
+
 def folded_linear(params: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
     """(W_IO, b_O) of a linear layer, laid out for ``x_BI @ W_IO + b_O``."""
     return np.ascontiguousarray(params[f"{name}.weight"].T), params[f"{name}.bias"]

@@ -28,11 +28,13 @@ from torch.nn.functional import silu, softplus
 
 from ssm_metarl.core.elementwise import RMS_EPSILON, decay_and_scale, rms_norm
 from ssm_metarl.core.scan import linear_scan
-from ssm_metarl.core.sequence import FoldedStep, SequenceModel, folded_linear, frozen_params, init_head
+from ssm_metarl.core.sequence import FoldedStep, SequenceModel, constant, folded_linear, frozen_params, init_head
 
 RATE = 8.0
 MIN_RATE = 1e-4
 INITIAL_DECAY = (0.9, 0.999)
+
+ONE, TWO, EXP_LIMIT, HALF_MIN_RATE = (constant(value) for value in (1, 2, 80, MIN_RATE / 2))
 
 
 class SSM(SequenceModel):
@@ -81,10 +83,14 @@ class SSM(SequenceModel):
         layers = [layer.fold(p, f"layers.{i}") for i, layer in enumerate(self.layers)]
 
         def step(x_BO: np.ndarray, carry_LBN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            x_BN, new_LBN = _silu_of_twice(x_BO @ W_e + b_e), np.empty_like(carry_LBN)
+            encoded = x_BO @ W_e
+            encoded += b_e
+            x_BN, new_LBN = _silu_of_twice(encoded), np.empty_like(carry_LBN)
             for layer, h_BN, new_BN in zip(layers, carry_LBN, new_LBN, strict=True):
                 x_BN = layer(x_BN, h_BN, new_BN)
-            return x_BN @ W_o + b_o, new_LBN
+            out_BA = x_BN @ W_o
+            out_BA += b_o
+            return out_BA, new_LBN
 
         return step
 
@@ -117,28 +123,29 @@ class _Layer(nn.Module):
 
     def fold(self, params: Mapping[str, np.ndarray], name: str) -> Callable[..., np.ndarray]:
         """``step(x_BN, h_BN, new_BN) -> y_BN``, which writes the new state into ``new_BN``."""
-        W_i, b_i = folded_linear(params, f"{name}.inputs")
         W_c, b_c = folded_linear(params, f"{name}.output")
+        W_i, b_i = folded_linear(params, f"{name}.inputs")
         half_rate_N = RATE / 2 * np.logaddexp(params[f"{name}.lam"], np.float32(0))
-        N = len(half_rate_N)
-        # What the step would do to every row is done to the columns: v, -r and g/2, and the root of N in the norm.
-        sign = np.repeat(np.float32([1, -1, 0.5] if self.selective else [1, 0.5]), N)
-        W_i, b_i, epsilon = W_i * sign * np.float32(N**0.5), b_i * sign, np.float32(N * RMS_EPSILON)
-        constant = _decay_and_scale(half_rate_N / 2 + MIN_RATE / 2)
+        N, K = len(half_rate_N), 3 if self.selective else 2
+        # One product gives v, -r and g/2, each in one piece: signs, halves and the norm's root of N are in its weights.
+        factors = np.repeat(np.float32([1, -1, 0.5] if self.selective else [1, 0.5]), N)
+        W_KNN = np.ascontiguousarray((W_i * factors * np.float32(N**0.5)).reshape(N, K, N).swapaxes(0, 1))
+        b_K1N, epsilon = (b_i * factors).reshape(K, 1, N), constant(N * RMS_EPSILON)
+        fixed = _decay_and_scale(half_rate_N / 2 + MIN_RATE / 2)
 
         def step(x_BN: np.ndarray, h_BN: np.ndarray, new_BN: np.ndarray) -> np.ndarray:
-            inputs = x_BN @ W_i
-            inputs /= np.sqrt(np.vecdot(x_BN, x_BN) + epsilon)[:, None]
-            inputs += b_i
-            if self.selective:
-                a, scale = _decay_and_scale(half_rate_N / (1 + _bounded_exp(inputs[:, N:-N])) + MIN_RATE / 2)
-            else:
-                a, scale = constant
+            norm_B = np.vecdot(x_BN, x_BN)
+            norm_B += epsilon
+            inputs = (x_BN / np.sqrt(norm_B)[:, None]) @ W_KNN
+            inputs += b_K1N
+            v, *minus_r, half_g = inputs
+            a, scale = _selective(half_rate_N, *minus_r) if minus_r else fixed
             np.multiply(a, h_BN, out=new_BN)
-            new_BN += scale * inputs[:, :N]
+            v *= scale
+            new_BN += v
             y_BN = new_BN @ W_c
             y_BN += b_c
-            y_BN *= _silu_of_twice(inputs[:, -N:])
+            y_BN *= _silu_of_twice(half_g)
             y_BN += x_BN
             return y_BN
 
@@ -146,21 +153,30 @@ class _Layer(nn.Module):
 
 
 def _silu_of_twice(half: np.ndarray) -> np.ndarray:
-    t = np.tanh(half)  # 2 sigmoid(2 x) - 1, without the overflow of exp
-    t += 1
+    """silu(2 x) = x (1 + tanh x), without the overflow of exp."""
+    t = np.tanh(half)
+    t += ONE
     t *= half
     return t
 
 
-def _bounded_exp(x: np.ndarray) -> np.ndarray:
-    return np.exp(np.minimum(x, 80))
+def _selective(half_rate_N: np.ndarray, minus_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # By exp and not by tanh, which would round a small sigmoid(r) to nothing; bounded, so that exp does not overflow.
+    gate = np.minimum(minus_r, EXP_LIMIT)
+    np.exp(gate, out=gate)
+    gate += ONE
+    np.divide(half_rate_N, gate, out=gate)
+    gate += HALF_MIN_RATE
+    return _decay_and_scale(gate)
 
 
 def _decay_and_scale(half_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(a, sqrt(1 - a²)) from -log(a)/2: its tanh t gives (1 - t)/(1 + t) and 2 sqrt(t)/(1 + t), precise near 1."""
     t = np.tanh(half_rate)
-    w = 2 / (1 + t)
-    a = 1 - t * w
+    w = t + ONE
+    np.divide(TWO, w, out=w)
+    a = t * w
+    np.subtract(ONE, a, out=a)
     np.sqrt(t, out=t)
     t *= w
     return a, t

@@ -6,10 +6,11 @@ D parameters of the action distribution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Discrete, Space
 from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.tasks import TaskFamily
@@ -37,6 +38,18 @@ def _input_widths(observation_dim: int, action_dim: int) -> dict[str, int]:
     return {"observation": observation_dim, "previous_action": action_dim, "previous_reward": 1, "episode_start": 1}
 
 
+def action_scaler(space: Space) -> Callable[[np.ndarray], np.ndarray]:
+    """From a policy's action to the environment's: in a bounded Box, -1 .. 1 spans low .. high (the environment clips).
+
+    So a standard deviation of 1 means the same in every family. Discrete and unbounded actions pass as they are.
+    """
+    if isinstance(space, Discrete) or not space.is_bounded():
+        return lambda action: action
+    half_range = (space.high - space.low) / 2
+    centre = space.low + half_range
+    return lambda action: centre + half_range * action
+
+
 def collect(
     env: MetaVectorEnv, policy: ActingPolicy, horizon: int, inputs: tuple[str, ...], rng: np.random.Generator
 ) -> Rollout:
@@ -56,7 +69,7 @@ def collect(
     """
     if env.autoreset_mode is not AutoresetMode.DISABLED:
         raise ValueError(f"collect needs an environment in autoreset mode DISABLED, not {env.autoreset_mode.name}")
-    recorder = _Recorder(env, horizon, inputs)
+    recorder, to_environment = _Recorder(env, horizon, inputs), action_scaler(env.single_action_space)
     observation_BO, _ = env.reset(seed=int(rng.integers(2**31)))
     carry, playing = policy.initial_state(env.num_envs), env.num_envs
     _require_finite(env, 0, "observation", observation_BO)
@@ -64,7 +77,7 @@ def collect(
         dist_BD, carry = policy.step(recorder.write_input(t, observation_BO), carry)
         action_BA, logp_B = policy.sample(dist_BD, rng)
         _require_finite(env, t, "log-probability of the policy's action", logp_B)
-        observation_BO, reward_B, terminated_B, truncated_B, info = env.step(action_BA)
+        observation_BO, reward_B, terminated_B, truncated_B, info = env.step(to_environment(action_BA))
         _require_finite(env, t, "reward", reward_B)
         _require_finite(env, t + 1, "observation", observation_BO)
         recorder.write_step(t, action_BA, dist_BD, logp_B, reward_B)

@@ -61,6 +61,12 @@ def test_wrong_settings_end_with_status_2(tmp_path, capsys, settings, expected):
     wrong(["train", *words(tmp_path, **settings)], capsys, *expected)
 
 
+def test_an_environment_that_cannot_be_made_names_the_file(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("env: {id: ssm_metarl/Pendulm-v0}\nworkers: {num_workers: 0}\n")
+    wrong(["train", "--config", str(path)], capsys, "mine.yaml", "env.id", "ssm_metarl/Pendulum-v0")
+
+
 def test_wrong_commands_and_folders_end_with_status_2(tmp_path, capsys):
     wrong([], capsys)
     wrong(["trian"], capsys, "train")

@@ -3,10 +3,11 @@
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.config import EnvConfig
-from ssm_metarl.env_runner.rollout import collect, input_dim
+from ssm_metarl.env_runner.rollout import action_scaler, collect, input_dim
 from ssm_metarl.env_runner.tasks import TaskError, TaskFamily, make_family
 from ssm_metarl.types import Rollout
 
@@ -16,7 +17,7 @@ ALL_INPUTS = ("previous_reward", "observation", "episode_start", "previous_actio
 class FakePolicy:
     """Walks by a fixed mean plus noise, or picks actions by a coin; its carry counts steps; keeps its inputs."""
 
-    def __init__(self, family: TaskFamily, mean: float = 0.05, noise: float = 0.1) -> None:
+    def __init__(self, family: TaskFamily, mean: float = 0.5, noise: float = 1.0) -> None:
         self.discrete, self.action_dim, self.mean, self.noise = family.discrete, family.action_dim, mean, noise
         self.inputs: list[np.ndarray] = []
 
@@ -109,10 +110,10 @@ def test_a_rollout_tells_what_happened():
     task = {"goal_x": 5.0, "goal_y": -5.0}
     rollout = roll(family, task, rows=3)
     position = np.zeros((3, 2))
-    assert np.abs(rollout.action_TBA).max() > 0.1, "the stored action is the unclipped one"
+    assert np.abs(rollout.action_TBA).max() > 1, "the stored action is the policy's own"
     for t in range(20):
         np.testing.assert_allclose(rollout.observation_TBO[t], position, atol=1e-6)
-        position += np.clip(rollout.action_TBA[t].astype(np.float64), -0.1, 0.1)
+        position += np.clip(0.1 * rollout.action_TBA[t].astype(np.float64), -0.1, 0.1)
         np.testing.assert_allclose(rollout.reward_TB[t], -np.linalg.norm(position - [5, -5], axis=1), rtol=1e-6)
         assert rollout.dist_TBD[t].tolist() == [[t] * 4] * 3 and rollout.logp_TB[t].tolist() == [0, -1, -2]
     np.testing.assert_allclose(rollout.final_observation_BO, position, atol=1e-6)
@@ -223,3 +224,11 @@ def test_an_environment_that_resets_itself_is_refused():
     env = make_family(EnvConfig()).make_vector(2, AutoresetMode.NEXT_STEP)
     with pytest.raises(ValueError, match="DISABLED, not NEXT_STEP"):
         collect(env, FakePolicy(make_family(EnvConfig())), 5, ("observation",), np.random.default_rng(0))
+
+
+def test_a_policy_acts_in_units_of_the_box():
+    scale = action_scaler(Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)))
+    actions = np.array([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [2.0, -2.0]], np.float32)
+    np.testing.assert_allclose(scale(actions), [[-2, 0], [0, 5], [2, 10], [4, -5]])
+    for space in (Box(-np.inf, np.inf, (2,)), Discrete(3)):
+        assert action_scaler(space)(actions) is actions
