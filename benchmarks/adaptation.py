@@ -3,12 +3,12 @@
     python benchmarks/adaptation.py [cartpole pendulum ...] [--seeds 5] [--processes 2] [--json FILE]
 
 - "meta": the configuration in ``benchmarks/configs/NAME.yaml``.
-- "same updates": without an inner loop (``inner.num_steps: 0``), episodes per task multiplied so that each outer step sees as
-  many environment steps.
+- "same updates": without an inner loop (``inner.num_steps: 0``), episodes per task multiplied so that each outer step
+  sees as many environment steps.
 - "more updates": without an inner loop, iterations multiplied instead: as many environment steps, more outer steps.
 
-All are judged on the same held-out tasks; differences are paired by seed and task, intervals are hierarchical bootstraps (seeds
-are resampled, then tasks within).
+All are judged on the same held-out tasks; differences are paired by seed and task, intervals are hierarchical
+bootstraps (seeds are resampled, then tasks within).
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def table(name: str, runs: list[dict]) -> str:
     rows += [(f"**after - no inner loop, {arm}**", after - arms[arm][:, :, 0]) for arm in ARMS[1:]]
     costs = []
     for arm in ARMS:
-        env_steps, cpu_s = (np.mean([run[key] for run in runs if run["arm"] == arm]) for key in ("num_env_steps", "cpu_s"))
+        env_steps, cpu_s = (
+            np.mean([run[key] for run in runs if run["arm"] == arm]) for key in ("num_env_steps", "cpu_s")
+        )
         costs.append(f"{arm}: {env_steps / 1e6:.2f} M steps, {cpu_s:.0f} CPU-s")
     lines = [f"{name}, {len(before)} seeds x {before.shape[1]} held-out tasks ({'; '.join(costs)})", ""]
     lines += ["| | mean return [95 %] |", "|---|---|", *(f"| {label} | {bootstrap_mean(x)} |" for label, x in rows)]

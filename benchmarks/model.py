@@ -142,7 +142,7 @@ def measure_all(quick: bool) -> dict[str, dict[str, list[float]]]:
     """Every row of the table: CPU seconds by work and arm."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    steps, repeats, calls = (20, 3, 20) if quick else (200, 25, 200)
+    steps, repeats, calls = (20, 3, 10) if quick else (200, 25, 200)
     model, gru = TimeMajorSSM(OBSERVATION, ACTIONS, HIDDEN), GRU()
     ours, theirs = works(model, steps), works(gru, steps)
     rows = {}

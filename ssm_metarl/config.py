@@ -249,7 +249,7 @@ class TrainConfig(Config):
 
     seed: Annotated[int, Strict(), Field(ge=0), AfterValidator(_below(63))] = 0
     """Seed of all random streams."""
-    iterations: Count = 50
+    iterations: Count = 40
     """Meta-training iterations."""
     tasks_per_iteration: Count = 10
     """Tasks whose meta-gradients make one iteration."""

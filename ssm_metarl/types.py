@@ -76,7 +76,8 @@ class Rollout:
     observation_TBO: np.ndarray
     input_TBI: np.ndarray
     action_TBA: np.ndarray
-    """float32 [T, B, A] for a Box, int64 [T, B] for Discrete actions, as the policy sampled it: not yet scaled to the Box, nor clipped."""
+    """float32 [T, B, A] for a Box, int64 [T, B] for Discrete actions, as the policy sampled it: not yet scaled to the
+    Box, nor clipped."""
     dist_TBD: np.ndarray
     logp_TB: np.ndarray
     reward_TB: np.ndarray

@@ -1,6 +1,6 @@
 """`Policy`: a core that reads the policy's inputs and parametrises a distribution of actions; folded, it acts in numpy.
 
-The folded single step is numpy: at 32 or 64 units and 1 to 64 rows it took 0.3 to 0.65 of the time of the same step as
+The folded single step is numpy: at 32 or 64 units and 1 to 64 rows it took 0.35 to 0.6 of the time of the same step as
 fifteen torch calls with weights laid out in advance, because a numpy call costs a third of a torch call
 (``benchmarks/model.py`` prints its time beside nn.GRU's).
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 FoldedStep = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""``(x_BO, carry_LBN) -> (out_BA, carry_LBN)`` in numpy, float32, its arguments untouched."""
+"""``(x_BO, carry_LBN) -> (out_BA, carry_LBN)`` in numpy, float32, arguments untouched; not for two threads at once."""
 
 HEAD_GAIN = 0.01
 
@@ -131,7 +131,7 @@ def frozen_params(module: nn.Module, params: Mapping[str, Tensor] | None) -> dic
 
 
 def constant(value: float) -> np.ndarray:
-    """A float32 number for the folded steps: numpy would convert a Python number at every use, which costs a call more."""
+    """A float32 number for the folded steps: numpy converts a Python number at every use, which costs a call more."""
     return np.array(value, np.float32)
 
 

@@ -19,6 +19,7 @@ Shape legend: T time, B rows (episodes), O observation, A outputs, L layers, N s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -122,61 +123,72 @@ class _Layer(nn.Module):
         return x_TBN + self.output(h_TBN) * silu(g_TBN), h_TBN[-1]
 
     def fold(self, params: Mapping[str, np.ndarray], name: str) -> Callable[..., np.ndarray]:
-        """``step(x_BN, h_BN, new_BN) -> y_BN``, which writes the new state into ``new_BN``."""
+        """``step(x_BN, h_BN, new_BN) -> y_BN``: the new state goes into ``new_BN``, y is valid until the next call."""
         W_c, b_c = folded_linear(params, f"{name}.output")
         W_i, b_i = folded_linear(params, f"{name}.inputs")
         half_rate_N = RATE / 2 * np.logaddexp(params[f"{name}.lam"], np.float32(0))
         N, K = len(half_rate_N), 3 if self.selective else 2
-        # One product gives v, -r and g/2, each in one piece: signs, halves and the norm's root of N are in its weights.
+        # One product with [x / norm, 1] gives v, -r and g/2, each in one piece of memory.
         factors = np.repeat(np.float32([1, -1, 0.5] if self.selective else [1, 0.5]), N)
-        W_KNN = np.ascontiguousarray((W_i * factors * np.float32(N**0.5)).reshape(N, K, N).swapaxes(0, 1))
-        b_K1N, epsilon = (b_i * factors).reshape(K, 1, N), constant(N * RMS_EPSILON)
-        fixed = _decay_and_scale(half_rate_N / 2 + MIN_RATE / 2)
+        W_MC = np.vstack([W_i * np.float32(N**0.5), b_i]) * factors
+        W_KMN, epsilon = np.ascontiguousarray(W_MC.reshape(N + 1, K, N).swapaxes(0, 1)), constant(N * RMS_EPSILON)
+        fixed = _decay_and_scale(half_rate_N / 2 + HALF_MIN_RATE, *np.empty((2, N), np.float32))
+
+        @functools.lru_cache(maxsize=4)
+        def scratch(rows: int) -> tuple[np.ndarray, ...]:
+            ones_BM, inputs_KBN = np.ones((rows, N + 1), np.float32), np.empty((K, rows, N), np.float32)
+            return ones_BM, inputs_KBN, *np.empty((2, rows, N), np.float32)
 
         def step(x_BN: np.ndarray, h_BN: np.ndarray, new_BN: np.ndarray) -> np.ndarray:
+            u_BM, inputs, y_BN, spare_BN = scratch(len(x_BN))
             norm_B = np.vecdot(x_BN, x_BN)
             norm_B += epsilon
-            inputs = (x_BN / np.sqrt(norm_B)[:, None]) @ W_KNN
-            inputs += b_K1N
-            v, *minus_r, half_g = inputs
-            a, scale = _selective(half_rate_N, *minus_r) if minus_r else fixed
+            np.divide(x_BN, np.sqrt(norm_B)[:, None], out=u_BM[:, :N])
+            np.matmul(u_BM, W_KMN, out=inputs)
+            v_BN, half_g_BN = inputs[0], inputs[-1]
+            a, scale = fixed
+            if self.selective:
+                a, scale = _decay_and_scale(_half_decay_rate(half_rate_N, inputs[1]), y_BN, spare_BN)
             np.multiply(a, h_BN, out=new_BN)
-            v *= scale
-            new_BN += v
-            y_BN = new_BN @ W_c
+            v_BN *= scale
+            new_BN += v_BN
+            np.matmul(new_BN, W_c, out=y_BN)
             y_BN += b_c
-            y_BN *= _silu_of_twice(half_g)
+            y_BN *= _silu_of_twice(half_g_BN, spare_BN)
             y_BN += x_BN
             return y_BN
 
         return step
 
 
-def _silu_of_twice(half: np.ndarray) -> np.ndarray:
+# What follows works in place: at these sizes, memory that is warm counts as much as the number of calls.
+
+
+def _silu_of_twice(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """silu(2 x) = x (1 + tanh x), without the overflow of exp."""
-    t = np.tanh(half)
+    t = np.tanh(x, out=out)
     t += ONE
-    t *= half
+    t *= x
     return t
 
 
-def _selective(half_rate_N: np.ndarray, minus_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # By exp and not by tanh, which would round a small sigmoid(r) to nothing; bounded, so that exp does not overflow.
-    gate = np.minimum(minus_r, EXP_LIMIT)
+def _half_decay_rate(half_rate_N: np.ndarray, minus_r: np.ndarray) -> np.ndarray:
+    """-log(a)/2, written into ``minus_r``."""
+    # sigmoid(r) by exp, because tanh would round a small one to nothing; bounded, so that exp does not overflow.
+    gate = np.minimum(minus_r, EXP_LIMIT, out=minus_r)
     np.exp(gate, out=gate)
     gate += ONE
     np.divide(half_rate_N, gate, out=gate)
     gate += HALF_MIN_RATE
-    return _decay_and_scale(gate)
+    return gate
 
 
-def _decay_and_scale(half_rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(a, sqrt(1 - a²)) from -log(a)/2: its tanh t gives (1 - t)/(1 + t) and 2 sqrt(t)/(1 + t), precise near 1."""
-    t = np.tanh(half_rate)
-    w = t + ONE
+def _decay_and_scale(half_rate: np.ndarray, scale: np.ndarray, spare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a, sqrt(1 - a²)) from -log(a)/2: its tanh t gives 1 - 2 t/(1 + t) and 2 sqrt(t)/(1 + t), precise near 1."""
+    t = np.tanh(half_rate, out=half_rate)
+    w = np.add(t, ONE, out=spare)
     np.divide(TWO, w, out=w)
-    a = t * w
-    np.subtract(ONE, a, out=a)
-    np.sqrt(t, out=t)
+    np.sqrt(t, out=scale)
+    scale *= w
     t *= w
-    return a, t
+    return np.subtract(ONE, t, out=t), scale
