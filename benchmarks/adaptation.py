@@ -3,12 +3,13 @@
     python benchmarks/adaptation.py [cartpole pendulum ...] [--seeds 5] [--processes 2] [--json FILE]
 
 - "meta": the configuration in ``benchmarks/configs/NAME.yaml``.
-- "same updates": without an inner loop (``inner.num_steps: 0``), episodes per task multiplied so that each outer step
-  sees as many environment steps.
-- "more updates": without an inner loop, iterations multiplied instead: as many environment steps, more outer steps.
+- "same batches": without an inner loop (``inner.num_steps: 0``), with more episodes per task, so that every outer step
+  sees about as many environment steps.
+- "more updates": without an inner loop, otherwise unchanged: smaller batches, more outer steps.
 
-All are judged on the same held-out tasks; differences are paired by seed and task, intervals are hierarchical
-bootstraps (seeds are resampled, then tasks within).
+The two controls train until they have seen as many environment steps as "meta". All are judged on the same held-out
+tasks; differences are paired by seed and task, intervals are hierarchical bootstraps (seeds are resampled, then tasks
+within).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from ssm_metarl.runtime.process import prepare_process
 
 CONFIGS = Path(__file__).parent / "configs"
-ARMS = ("meta", "same updates", "more updates")
+ARMS = ("meta", "same batches", "more updates")
 
 
 def make_config(name: str, arm: str, overrides: dict):
@@ -32,32 +33,47 @@ def make_config(name: str, arm: str, overrides: dict):
     from ssm_metarl.config import load_config
 
     config = load_config(CONFIGS / f"{name}.yaml", overrides)
-    rollouts = config.inner.num_steps + 1
+    more_episodes = config.env.episodes_per_task * (config.inner.num_steps + 1)
     control = {
         "meta": {},
-        "same updates": {"inner.num_steps": 0, "env.episodes_per_task": config.env.episodes_per_task * rollouts},
-        "more updates": {"inner.num_steps": 0, "iterations": config.iterations * rollouts},
+        "same batches": {"inner.num_steps": 0, "env.episodes_per_task": more_episodes},
+        "more updates": {"inner.num_steps": 0},
     }
     return config.override(control[arm])
 
 
-def train(name: str, arm: str, seed: int) -> dict:
-    """One run, in this process; what it reached on the held-out tasks."""
-    from ssm_metarl.runtime.driver import MetaTrainer
+def train_arms(name: str, seed: int) -> list[dict]:
+    """One run of each arm, in this process."""
+    runs: list[dict] = []
+    for arm in ARMS:
+        runs.append(train(name, arm, seed, budget=runs[0]["num_env_steps"] if runs else None))
+    return runs
+
+
+def train(name: str, arm: str, seed: int, budget: int | None) -> dict:
+    """One run, up to ``budget`` environment steps (None: its iterations), and its returns on the held-out tasks."""
+    from ssm_metarl.runtime.driver import MetaTrainer, evaluate
+    from ssm_metarl.runtime.pool import LocalPool
 
     with tempfile.TemporaryDirectory() as folder:
-        config = make_config(name, arm, {"seed": seed, "workers.num_workers": 0, "run.dir": folder, "eval.every": 0})
+        config = make_config(name, arm, {"seed": seed, "workers.num_workers": 0, "run.dir": folder})
         began = time.process_time()
-        trainer = MetaTrainer(config)
-        summary = trainer.run()
+        trainer, pool = MetaTrainer(config), LocalPool(config, print)
+        while trainer.iteration < config.iterations if budget is None else trainer.num_env_steps < budget:
+            trainer.step(pool)
+        cpu_s = time.process_time() - began
+        # Judged alike: every arm adapts on, and is measured over, as many episodes.
+        judge = LocalPool(make_config(name, "meta", {}), print)
+        steps = make_config(name, "meta", {}).inner.num_steps
+        evaluation = evaluate(judge, trainer.family, config, trainer.params_P, "test", steps)
     return {
         "name": name,
         "arm": arm,
         "seed": seed,
-        "returns": summary.evaluation.returns_KS.tolist(),
+        "returns": evaluation.returns_KS.tolist(),
         "num_env_steps": trainer.num_env_steps,
-        "cpu_s": time.process_time() - began,
-        "params_sha256": summary.params_sha256,
+        "iterations": trainer.iteration,
+        "cpu_s": cpu_s,
     }
 
 
@@ -95,9 +111,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    jobs = [(name, arm, seed) for name in options.names for seed in range(options.seeds) for arm in ARMS]
+    jobs = [(name, seed) for name in options.names for seed in range(options.seeds)]
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as executor:
-        runs = list(executor.map(train, *zip(*jobs, strict=True)))
+        runs = [run for arms in executor.map(train_arms, *zip(*jobs, strict=True)) for run in arms]
     for name in options.names:
         print(table(name, [run for run in runs if run["name"] == name]))
     print(versions())

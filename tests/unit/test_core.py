@@ -334,7 +334,7 @@ def test_log_probabilities_and_modes_are_torchs(discrete):
     assert np.array_equal(mode, distribution.mode.numpy())
 
 
-@given(st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+@given(st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_any_logits_give_a_possible_action_and_its_log_probability(logits, seed):
     policy, dist = make_policy("mlp", True), np.float32([logits] * 9)
@@ -371,6 +371,7 @@ def test_vectors_go_there_and_back(core, discrete):
     assert vector.dtype == np.float32 and vector.shape == (sum(p.numel() for p in policy.parameters()),)
     assert list(params) == [name for name, _ in policy.named_parameters()]
     assert all(p.is_leaf and p.requires_grad and p.dtype == torch.float32 for p in params.values())
+    assert len({p.untyped_storage().data_ptr() for p in params.values()}) == len(params)
     assert all(torch.equal(p, params[name]) for name, p in policy.named_parameters())
     assert np.array_equal(policy.to_vector(dict(reversed(params.items()))), vector)
     vector[:] = 0
