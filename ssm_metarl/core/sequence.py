@@ -130,6 +130,15 @@ def frozen_params(module: nn.Module, params: Mapping[str, Tensor] | None) -> dic
     return {name: frozen(value) for name, value in params.items()}
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A float32 copy that begins at a multiple of 64 bytes: vector units run up to a fifth faster there than off it."""
+    raw = np.empty(array.size * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.size * 4].view(np.float32).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def constant(value: float) -> np.ndarray:
     """A float32 number for the folded steps: numpy converts a Python number at every use, which costs a call more."""
     return np.array(value, np.float32)
@@ -137,4 +146,4 @@ def constant(value: float) -> np.ndarray:
 
 def folded_linear(params: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
     """(W_IO, b_O) of a linear layer, laid out for ``x_BI @ W_IO + b_O``."""
-    return np.ascontiguousarray(params[f"{name}.weight"].T), params[f"{name}.bias"]
+    return aligned(params[f"{name}.weight"].T), aligned(params[f"{name}.bias"])

@@ -29,7 +29,15 @@ from torch.nn.functional import silu, softplus
 
 from ssm_metarl.core.elementwise import RMS_EPSILON, decay_and_scale, rms_norm
 from ssm_metarl.core.scan import linear_scan
-from ssm_metarl.core.sequence import FoldedStep, SequenceModel, constant, folded_linear, frozen_params, init_head
+from ssm_metarl.core.sequence import (
+    FoldedStep,
+    SequenceModel,
+    aligned,
+    constant,
+    folded_linear,
+    frozen_params,
+    init_head,
+)
 
 RATE = 8.0
 MIN_RATE = 1e-4
@@ -79,7 +87,7 @@ class SSM(SequenceModel):
 
     def fold(self, params: Mapping[str, Tensor] | None = None) -> FoldedStep:
         p = frozen_params(self, params)
-        W_e, b_e = (weight / 2 for weight in folded_linear(p, "encoder"))
+        W_e, b_e = (aligned(weight / 2) for weight in folded_linear(p, "encoder"))
         W_o, b_o = folded_linear(p, "head")
         layers = [layer.fold(p, f"layers.{i}") for i, layer in enumerate(self.layers)]
 
@@ -131,13 +139,13 @@ class _Layer(nn.Module):
         # One product with [x / norm, 1] gives v, -r and g/2, each in one piece of memory.
         factors = np.repeat(np.float32([1, -1, 0.5] if self.selective else [1, 0.5]), N)
         W_MC = np.vstack([W_i * np.float32(N**0.5), b_i]) * factors
-        W_KMN, epsilon = np.ascontiguousarray(W_MC.reshape(N + 1, K, N).swapaxes(0, 1)), constant(N * RMS_EPSILON)
+        W_KMN, epsilon = aligned(W_MC.reshape(N + 1, K, N).swapaxes(0, 1)), constant(N * RMS_EPSILON)
         fixed = _decay_and_scale(half_rate_N / 2 + HALF_MIN_RATE, *np.empty((2, N), np.float32))
 
         @functools.lru_cache(maxsize=4)
         def scratch(rows: int) -> tuple[np.ndarray, ...]:
-            ones_BM, inputs_KBN = np.ones((rows, N + 1), np.float32), np.empty((K, rows, N), np.float32)
-            return ones_BM, inputs_KBN, *np.empty((2, rows, N), np.float32)
+            u_BM, inputs_KBN, y_BN, spare_BN = (np.ones(s) for s in ((rows, N + 1), (K, rows, N), (rows, N), (rows, N)))
+            return tuple(map(aligned, (u_BM, inputs_KBN, y_BN, spare_BN)))
 
         def step(x_BN: np.ndarray, h_BN: np.ndarray, new_BN: np.ndarray) -> np.ndarray:
             u_BM, inputs, y_BN, spare_BN = scratch(len(x_BN))
