@@ -146,7 +146,7 @@ class PolicyConfig(Config):
     inputs: Annotated[tuple[Input, ...], AfterValidator(_inputs)] = ("observation",)
     """What the policy reads at each step."""
     initial_log_std: Real = Field(0.0, ge=-5.0, le=2.0)
-    """Logarithm of the initial standard deviation of continuous actions."""
+    """Logarithm of the initial standard deviation of continuous actions, in units in which a bounded Box is [-1, 1]."""
 
 
 class InnerConfig(Config):
@@ -203,11 +203,11 @@ class WorkersConfig(Config):
     """Who does the work; results do not depend on it."""
 
     num_workers: Whole | Literal["auto"] = "auto"
-    """Worker processes; 0: in this process, without Ray; auto: one per free core."""
+    """Worker processes; 0: in this process, without Ray; auto: one per core, at most one per task."""
     cpus_per_worker: Real = Field(1.0, gt=0.0)
     """CPUs that a worker reserves in Ray."""
     task_deadline_s: Real = Field(600.0, gt=0.0)
-    """Seconds after which a task counts as hung; counted from when its worker is ready."""
+    """Seconds after which a call counts as hung; counted from when a worker that is ready was given it."""
     start_timeout_s: Real = Field(120.0, gt=0.0)
     """Seconds to wait for a first worker."""
 

@@ -326,8 +326,11 @@ def start_ray(num_cpus: float) -> bool:
     """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already."""
     if ray.is_initialized():
         return False
-    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    if "RAY_ADDRESS" not in os.environ:
+        # "local": a Ray that somebody else runs on this machine is not ours to join.
+        options |= {"address": "local", "num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}
+    ray.init(**options)
     return True
 
 

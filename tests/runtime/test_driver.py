@@ -74,6 +74,25 @@ def test_a_run_leaves_its_books_in_order(tmp_path, algorithm):
     assert (tmp_path / "small" / "config.yaml").is_file() and any((tmp_path / "small" / "tb").iterdir())
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env.id": "ssm_metarl/CartPole-v0", "policy.core": "gru"},
+        {"env.id": "ssm_metarl/Pendulum-v0", "policy.core": "lti", "inner.num_steps": 2},
+        {"env.id": "CartPole-v1", "env.vary": {"length": {"uniform": [0.3, 1.0]}}, "policy.core": "mlp"},
+        {"env.id": "MountainCarContinuous-v0", "env.vary": {"power": {"scale": [0.5, 2.0]}}},
+        {"env.id": "Pendulum-v1", "env.vary": {"m": {"choice": [0.5, 1.0, 2.0]}}, "inner.num_steps": 0},
+        {"policy.inputs": ["observation", "previous_action", "previous_reward", "episode_start"]},
+        {"inner.estimator": "dice", "algorithm": "maml", "policy.num_layers": 2},
+    ],
+    ids=str,
+)
+def test_every_kind_of_family_core_and_input_trains(tmp_path, settings):
+    summary = MetaTrainer(small(tmp_path, **{"env.horizon": 30, **settings})).run()
+    assert np.isfinite(summary.evaluation.returns_KS).all()
+    assert len({record["params_sha256"] for record in read_metrics(summary.folder)}) == 3
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     runs = [MetaTrainer(small(tmp_path / str(n), seed=seed)).run() for n, seed in enumerate((5, 5, 6))]
     assert runs[0].params_sha256 == runs[1].params_sha256 != runs[2].params_sha256
