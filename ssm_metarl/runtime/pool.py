@@ -30,7 +30,7 @@ from ssm_metarl.runtime.worker import TaskWorker
 from ssm_metarl.types import SharedState, TaskSpec
 
 MAX_ATTEMPTS = 3
-WAITING_NOTICE_S = 10.0
+WAITING_NOTICE_S = 20.0
 POLL_S = 1.0
 TRANSFER_TIMEOUT_S = 60.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
