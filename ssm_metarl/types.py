@@ -58,10 +58,9 @@ class TaskSpec:
 class SharedState:
     """What every task of one map call reads: frozen, put into the object store once.
 
-    Example: ``SharedState(iteration=12, params_P=np.zeros(2306, np.float32))``
+    Example: ``SharedState(params_P=np.zeros(2306, np.float32))``
     """
 
-    iteration: int
     params_P: np.ndarray
 
 

@@ -154,7 +154,7 @@ class MetaTrainer:
         return make_specs(self.config, Stream.TRAIN, self.iteration, tasks, self.config.inner.num_steps)
 
     def _shared(self) -> SharedState:
-        return SharedState(self.iteration, self.params_P)
+        return SharedState(self.params_P)
 
     def _outer_step(self, results: Iterable[TaskResult]) -> tuple[float, float]:
         """Steps on the folded meta-gradient. Returns the mean meta-loss and the gradient's norm before clipping."""
@@ -238,7 +238,7 @@ def evaluate(
     """
     tasks = family.tasks(split, config.eval.num_tasks)
     specs = make_specs(config, Stream.EVALUATE, 0, tasks, num_steps)
-    results = pool.map("evaluate", SharedState(0, params_P), specs)
+    results = pool.map("evaluate", SharedState(params_P), specs)
     return Evaluation(split, tasks, np.array([result.returns for result in results]))
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +16,6 @@ from ssm_metarl.meta_rl.meta_maml import Params
 from ssm_metarl.meta_rl.objectives import BatchSource, adapt, meta_loss
 from ssm_metarl.runtime.process import limit_threads
 from ssm_metarl.types import Batch, Rollout, SharedState, TaskResult, TaskSpec
-
-
-class HostInfo(NamedTuple):
-    """Where a worker lives."""
-
-    host: str
-    pid: int
 
 
 def make_policy(family: TaskFamily, config: TrainConfig) -> Policy:
@@ -54,9 +44,8 @@ class TaskWorker:
         self.vector = family.make_vector(config.env.episodes_per_task)
         self.policy = make_policy(family, config)
 
-    def ready(self) -> HostInfo:
+    def ready(self) -> None:
         """Answers once the worker is able to work."""
-        return HostInfo(socket.gethostname(), os.getpid())
 
     def adapt_and_collect(self, shared: SharedState, spec: TaskSpec) -> tuple[TaskResult, list[Batch]]:
         """First pass over a task: roll out, adapt, roll out again; the meta-gradient, and the batches for later passes.

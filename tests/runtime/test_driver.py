@@ -183,7 +183,7 @@ def test_later_passes_start_from_the_stored_batches(tmp_path):
     assert len(batches) == 2 and spec.stream is Stream.TRAIN
     again = worker.revisit(shared, spec, batches)
     np.testing.assert_array_equal(result.gradient_P, again.gradient_P)
-    moved = worker.revisit(SharedState(0, shared.params_P + 0.01), spec, batches)
+    moved = worker.revisit(SharedState(shared.params_P + 0.01), spec, batches)
     assert np.abs(moved.gradient_P - again.gradient_P).max() > 1e-6
 
 

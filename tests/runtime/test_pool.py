@@ -15,7 +15,7 @@ from ssm_metarl.runtime import pool as pool_module
 from ssm_metarl.runtime.pool import LocalPool, PoolError, RayPool
 from ssm_metarl.types import SharedState, Stream, TaskSpec
 
-SHARED = SharedState(0, np.arange(3, dtype=np.float32))
+SHARED = SharedState(np.arange(3, dtype=np.float32))
 
 
 class FaultyWorker:
@@ -158,7 +158,7 @@ def test_a_lost_kept_value_is_made_again_by_the_call_that_made_it(make_pool, ray
     specs = make_specs(4)
     handles = [handle for _, handle in pool.map("make", SHARED, specs, keep=True)]
     handles[1].ref = lost_object(ray_session)
-    later = SharedState(1, np.full(3, 100.0, np.float32))
+    later = SharedState(np.full(3, 100.0, np.float32))
     assert list(pool.map("use", later, specs, handles)) == [3.0, 4.0, 5.0, 6.0], (
         "made under the state that collected it"
     )
