@@ -145,7 +145,7 @@ class PolicyConfig(Config):
     """Layers of the core."""
     inputs: Annotated[tuple[Input, ...], AfterValidator(_inputs)] = ("observation",)
     """What the policy reads at each step."""
-    initial_log_std: Real = Field(0.0, ge=-5.0, le=2.0)
+    initial_log_std: Real = Field(-0.5, ge=-5.0, le=2.0)
     """Logarithm of the initial standard deviation of continuous actions, in units in which a bounded Box is [-1, 1]."""
 
 
@@ -249,7 +249,7 @@ class TrainConfig(Config):
 
     seed: Annotated[int, Strict(), Field(ge=0), AfterValidator(_below(63))] = 0
     """Seed of all random streams."""
-    iterations: Count = 40
+    iterations: Count = 30
     """Meta-training iterations."""
     tasks_per_iteration: Count = 10
     """Tasks whose meta-gradients make one iteration."""
