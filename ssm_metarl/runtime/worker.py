@@ -86,7 +86,7 @@ class TaskWorker:
         for k in range(spec.num_adaptation_steps + 1):
             rollouts.append(self._rollout(params, spec, rng))
             if k < spec.num_adaptation_steps:
-                params = adapt(self.policy, params, self._batch(rollouts[-1]), self.config)
+                params = adapt(self.policy, params, self._batch(rollouts[-1]), self.config, k)
         return TaskResult(
             spec=spec,
             gradient_P=None,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssm_metarl.config import ConfigError, load_config
+from ssm_metarl.meta_rl.objectives import adapt
 from ssm_metarl.runtime import checkpoint
 from ssm_metarl.runtime.driver import MetaTrainer
 from ssm_metarl.runtime.metrics import Sink, params_sha256, read_metrics
@@ -213,6 +214,18 @@ def test_evaluation_does_not_depend_on_how_many_steps_are_asked_for(tmp_path):
     first = MetaTrainer(small(tmp_path / "a", **{"eval.num_steps": 3})).run()
     second = MetaTrainer(small(tmp_path / "b", **{"eval.num_steps": 0})).run()
     np.testing.assert_array_equal(first.evaluation.returns_KS[:, :2], second.evaluation.returns_KS)
+
+
+def test_steps_beyond_those_of_training_go_half_as_far(tmp_path):
+    config = small(tmp_path)
+    worker, trainer = TaskWorker(config), MetaTrainer(config)
+    params = worker.policy.from_vector(trainer.params_P)
+    [spec, *_] = trainer._training_specs()
+    _, (batch, _) = worker.adapt_and_collect(trainer._shared(), spec)
+    first, second = (worker.policy.to_vector(adapt(worker.policy, params, batch, config, k)) for k in (0, 1))
+    moved = first - trainer.params_P
+    assert np.abs(moved).max() > 1e-3
+    np.testing.assert_allclose(second - trainer.params_P, moved / 2, atol=1e-6)
 
 
 def test_events_are_counted_and_written(tmp_path, monkeypatch):

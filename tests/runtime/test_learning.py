@@ -41,4 +41,4 @@ def test_golden_numbers(tmp_path):
     assert np.abs(returns - GOLDEN).max() < 0.05, returns.round(3).tolist()
 
 
-GOLDEN = [[-73.855, -57.273], [-57.315, -61.487], [-76.043, -43.407], [-61.731, -43.950]]
+GOLDEN = [[-106.316, -54.198], [-76.482, -59.170], [-114.126, -59.662], [-104.386, -54.557]]
