@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,9 @@ def evaluate_run(folder: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfi
         reasons = "; ".join(skipped) or "there is none"
         raise checkpoint.CheckpointError(f"{folder} has no checkpoint that can be used ({reasons}); train it first")
     params_P = found[0].arrays["params_P"]
-    pool = make_pool(config, lambda event: print(f"{event['event']}: {event['cause']}", flush=True))
-    try:
+    with closing(make_pool(config, lambda event: print(f"{event['event']}: {event['cause']}", flush=True))) as pool:
         num_steps = max(config.eval.num_steps, config.inner.num_steps)
         evaluation = evaluate(pool, make_family(config.env), config, params_P, "test", num_steps)
-    finally:
-        pool.close()
     write_evaluation(folder, config, evaluation, params_P)
     return config, evaluation
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -89,19 +90,17 @@ class MetaTrainer:
             TaskError: a task failed on every attempt. PoolError: no worker could be had.
         """
         self._sinks.append(FileSink(self.folder, self.iteration))
-        pool = make_pool(self.config, self._on_event)
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._tell, "close")
+            pool = stack.enter_context(closing(make_pool(self.config, self._on_event)))
             while self.iteration < self.config.iterations:
-                record = self.step(pool)
-                self._tell("iteration", record)
-                if _is_due(self.iteration, self.config.eval.every) and self.iteration < self.config.iterations:
+                self._tell("iteration", self.step(pool))
+                is_last = self.iteration == self.config.iterations
+                if _is_due(self.iteration, self.config.eval.every) and not is_last:
                     self._validate(pool)
-                if _is_due(self.iteration, self.config.checkpoint.every) or self.iteration == self.config.iterations:
+                if _is_due(self.iteration, self.config.checkpoint.every) or is_last:
                     self.save()
             return self._finish(pool)
-        finally:
-            pool.close()
-            self._tell("close")
 
     def step(self, pool: LocalPool | RayPool) -> Record:
         """One iteration: a batch of tasks, ``outer.num_passes`` outer steps over it. Returns its record."""

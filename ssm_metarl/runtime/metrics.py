@@ -49,11 +49,8 @@ class FileSink(Sink):
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
         path = folder / "metrics.jsonl"
-        kept = (
-            [record for record in read_metrics(folder) if record["iteration"] < first_iteration]
-            if path.exists()
-            else []
-        )
+        written = read_metrics(folder) if path.exists() else []
+        kept = [record for record in written if record["iteration"] < first_iteration]
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         part.replace(path)

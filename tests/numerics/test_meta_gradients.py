@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from ssm_metarl.core.policy import build_policy
 from torch.func import functional_call
 
 from ssm_metarl.config import load_config
+from ssm_metarl.core.policy import build_policy
 from ssm_metarl.meta_rl.meta_maml import MetaMAML, inner_step
 from ssm_metarl.meta_rl.objectives import as_tensors, clipped_surrogate, meta_loss, surrogate
 from ssm_metarl.types import Batch
