@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,7 @@ def run(seed: int, extra: list[str], folder: str) -> dict:
         "num_env_steps": records[-1]["num_env_steps"],
         "iterations": len(records),
         "mean_return": evaluation["mean_return"],
+        "standing_still": statistics.mean(-100 * math.hypot(*task.values()) for task in evaluation["tasks"]),
         "versions": evaluation["versions"],
     }
 
@@ -72,6 +75,7 @@ def main() -> None:
         curve = " | ".join("{mean:.1f} [{low:.1f}, {high:.1f}]".format(**interval) for interval in found["mean_return"])
         costs = f"{found['num_env_steps']:,} | {found['training_s']:.0f} | {found['wall_s']:.0f}"
         print(f"| {found['seed']} | {curve} | {costs} |")
+    print(f"\nstanding still at the start: {runs[0]['standing_still']:.1f} on these tasks")
     if options.json:
         options.json.write_text(json.dumps(runs))
 

@@ -10,7 +10,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # glibc returns large blocks to the system and faults them in again: a third of a second-order update's time.
+    # glibc returns large blocks to the system and faults them in again; benchmarks/model.py shows what that costs here.
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "67108864",
