@@ -1,9 +1,14 @@
 """Every python block of README.md and docs/*.md runs, top to bottom, in a fresh namespace per file."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from ssm_metarl.cli import main
+from ssm_metarl.config import load_config
+from ssm_metarl.env_runner.tasks import make_family
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,6 +27,36 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     namespace = {"__name__": "__main__"}
     for line, code in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_blocks_are_configurations(page, tmp_path):
+    for number, (_, code) in enumerate(blocks(page, "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(code, encoding="utf-8")
+        family = make_family(load_config(path).env)
+        assert family.vary, "the blocks show what varies"
+
+
+def test_the_commands_of_readme_run(tmp_path, monkeypatch, capsys):
+    """The block after the set-up, line by line in this process; small settings are appended, and the last value counts."""
+    tiny = "--iterations 2 --tasks_per_iteration 2 --env.horizon 5 --env.episodes_per_task 2 --workers.num_workers 0"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("eval: {num_tasks: 2}\n", encoding="utf-8")
+    _, _, (_, commands) = blocks(ROOT / "README.md", "sh")
+    statuses = []
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        if arguments[0] == "run_local.py":
+            arguments[0] = "train"
+        assert program in (".venv/bin/python", ".venv/bin/ssm-metarl")
+        small = "--workers.num_workers 0" if arguments[0] == "evaluate" else tiny
+        try:
+            statuses.append(main([*arguments, *small.split()]))
+        except SystemExit as stop:
+            statuses.append(stop.code)
+    assert statuses == [0, 0, 0, 0], capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"first", "second"}
 
 
 def test_readme_shows_the_seed_api():
