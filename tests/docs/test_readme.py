@@ -39,7 +39,7 @@ def test_yaml_blocks_are_configurations(page, tmp_path):
 
 
 def test_the_commands_of_readme_run(tmp_path, monkeypatch, capsys):
-    """The block after the set-up, line by line in this process; small settings are appended, and the last value counts."""
+    """The block after the set-up, line by line in this process, made small: of two values for a key the last counts."""
     tiny = "--iterations 2 --tasks_per_iteration 2 --env.horizon 5 --env.episodes_per_task 2 --workers.num_workers 0"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("eval: {num_tasks: 2}\n", encoding="utf-8")

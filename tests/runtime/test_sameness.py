@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ssm_metarl.config import load_config
+from ssm_metarl.runtime import pool as pool_module
+from ssm_metarl.runtime.driver import MetaTrainer
+from ssm_metarl.runtime.metrics import read_metrics
+from ssm_metarl.runtime.pool import RayPool
+
 ROOT = Path(__file__).parents[2]
 # 400 rows in one product: OpenBLAS splits those over threads where it may, and other threads give other bits.
 SETTINGS = {
@@ -50,6 +56,35 @@ def test_the_hash_does_not_depend_on_the_number_of_workers(outputs):
     found = [re.fullmatch(pattern, line) for line in last]
     assert all(found), last
     assert len({match.group(1, 2, 3) for match in found}) == 1, last
+
+
+def test_killed_workers_change_nothing(ray_session, tmp_path, monkeypatch):
+    """One actor dies in a first pass, another in a later one; the parameters are those of the run in this process."""
+    settings = {
+        "iterations": 2,
+        "tasks_per_iteration": 4,
+        "env.horizon": 10,
+        "eval.num_tasks": 2,
+        "run.dir": str(tmp_path),
+    }
+    undisturbed = MetaTrainer(load_config(None, {**settings, "workers.num_workers": 0})).run()
+    pools = []
+
+    class Killer(RayPool):
+        def map(self, method, shared, specs, handles=None, keep=False):
+            pools.append((self, method))
+            for number, result in enumerate(super().map(method, shared, specs, handles, keep)):
+                if number == 0 and [name for _, name in pools].count(method) == 1 and method != "evaluate":
+                    ray_session.kill([*self._idle, *(running.actor for running in self._running.values())][-1])
+                yield result
+
+    monkeypatch.setattr(pool_module, "RayPool", Killer)
+    config = load_config(None, {**settings, "workers.num_workers": 2, "workers.cpus_per_worker": 0.5})
+    disturbed = MetaTrainer(config).run()
+    assert {method for _, method in pools} == {"adapt_and_collect", "revisit", "evaluate"}
+    assert disturbed.params_sha256 == undisturbed.params_sha256
+    assert (disturbed.pre, disturbed.post) == (undisturbed.pre, undisturbed.post)
+    assert [record["respawns"] for record in read_metrics(disturbed.folder)] == [2, 0]
 
 
 def test_a_run_leaves_what_it_promises(outputs):
