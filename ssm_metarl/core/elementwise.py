@@ -2,7 +2,7 @@
 
 Autograd's gradient of each formula is right, but long: second order keeps and revisits every intermediate result, and
 these passes over memory, not the matrix products, are most of a meta-gradient's time. A backward that needs the outputs
-alone, in differentiable operations, is short and closed under differentiation: it saves a tenth of that time.
+alone, in differentiable operations, is short and closed under differentiation.
 
 Shape legend: ``...`` any leading axes, N features.
 """

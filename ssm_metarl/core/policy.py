@@ -1,8 +1,7 @@
 """`Policy`: a core that reads the policy's inputs and parametrises a distribution of actions; folded, it acts in numpy.
 
-The folded single step is numpy: at 32 or 64 units and 1 to 64 rows it took 0.35 to 0.6 of the time of the same step as
-fifteen torch calls with weights laid out in advance, because a numpy call costs a third of a torch call
-(``benchmarks/model.py`` prints its time beside nn.GRU's).
+The folded single step is numpy: at these sizes a call's overhead decides, and numpy's is smaller than torch's
+(``benchmarks/model.py`` prints the step's time beside nn.GRU's).
 
 Shape legend: T time, B rows (episodes), I policy input, A action, D distribution parameters (A logits of a discrete
 action, or A means and A log standard deviations), P parameters, L layers, N state.

@@ -3,7 +3,7 @@
 Differentiating the scan gives a scan that runs backwards in time and a product shifted by one step; differentiating
 those gives the same three and the adjoint of the shift. Each backward below is written with members of the family, so
 gradients of any order cost one loop over time per scan, and torch.func.grad works. (Autograd through the plain loop is
-several times slower at second order, and its cost grows faster than the number of steps.)
+slower at second order: benchmarks/model.py, column "loop".)
 
 Shape legend: T time, B rows (episodes), N state.
 """
@@ -56,7 +56,7 @@ def _recur(a_: Sequence[Any], b_: Sequence[Any], h_: Sequence[Any], lib: Any) ->
 def _run(a_TBN: Tensor, b_TBN: Tensor, reverse: bool) -> Tensor:
     h_TBN = torch.empty_like(b_TBN)
     tensors = (a_TBN.detach(), b_TBN.detach(), h_TBN)
-    # The loop is bound by the overhead of a call: numpy's is a third of torch's.
+    # The loop is bound by the overhead of a call: numpy's is smaller than torch's.
     if b_TBN.device.type == "cpu":
         lib, (a_, b_, h_) = np, (tensor.numpy() for tensor in tensors)
     else:

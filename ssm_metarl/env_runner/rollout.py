@@ -92,7 +92,7 @@ def collect(
 
 def _require_finite(env: MetaVectorEnv, step: int, what: str, values: np.ndarray) -> None:
     finite = np.isfinite(values)
-    # count_nonzero takes a third of the time of all().
+    # count_nonzero is quicker than all() on arrays this small.
     if np.count_nonzero(finite) < values.size:
         row = int(np.argwhere(~finite)[0][0])
         raise TaskError(f"the {what} of episode {row} is not finite at step {step}, task {env.tasks[row]} of {env}")
