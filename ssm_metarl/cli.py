@@ -1,7 +1,8 @@
-"""The commands: ``ssm-metarl train | evaluate``. Each is a dataclass (its arguments) and a function (its work)."""
+"""The commands: ``ssm-metarl train | evaluate | doctor``. Each is a dataclass of arguments and a function."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import tyro
 from ssm_metarl.config import ConfigError, load_config
 from ssm_metarl.options import exit_when_wrong, parse
 
-EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_WRONG = 1, 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Train:
     """YAML file; without one, Navigation2D with a state space policy."""
     resume: str = "auto"
     """auto: go on from the newest valid checkpoint of a run of this name; never: refuse an existing name; or the path
-    of a checkpoint."""
+    or URI of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Evaluate:
     """The run's folder. Settings such as --eval.num_tasks may be given anew."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Check this machine: versions, cores, memory, disk, Ray, and a tiny training whose results must agree."""
+
+
 def train(arguments: Train, overrides: dict[str, Any]) -> int:
     """Trains, writes ``eval.json`` and ``learning_curve.png``, prints the adaptation table and the ``done:`` line."""
     config = load_config(arguments.config, overrides)
@@ -43,12 +49,13 @@ def train(arguments: Train, overrides: dict[str, Any]) -> int:
     from ssm_metarl.evaluation.report import draw_learning_curve
     from ssm_metarl.runtime.driver import MetaTrainer
     from ssm_metarl.runtime.metrics import ConsoleSink
+    from ssm_metarl.runtime.signals import StopSignals
 
     try:
         trainer = MetaTrainer(config, [ConsoleSink(config.iterations)], arguments.resume)
     except TaskError as error:
         raise ConfigError(f"{_source_of_env(arguments.config, overrides)}: {error}") from error
-    summary = trainer.run()
+    summary = trainer.run(StopSignals(config.run.grace_s))
     write_evaluation(summary.folder, config, summary.evaluation, trainer.params_P)
     title = f"{config.env.id}: {config.algorithm}, {config.policy.core} core"
     picture = draw_learning_curve(summary.folder, title, summary.evaluation, config.inner.num_steps)
@@ -67,11 +74,21 @@ def evaluate(arguments: Evaluate, overrides: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"train": (Train, train), "evaluate": (Evaluate, evaluate)}
+def doctor(_: Doctor, overrides: dict[str, Any]) -> int:
+    """Examines the machine."""
+    from ssm_metarl.doctor import examine
+
+    return examine(load_config(None, overrides))
+
+
+COMMANDS = {"train": (Train, train), "evaluate": (Evaluate, evaluate), "doctor": (Doctor, doctor)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command. Returns the exit status: 0 done, 1 failed on the way, 2 wrong from the start, 130 stopped."""
+    """Runs one command.
+
+    Returns the exit status: 0 done, 1 failed on the way, 2 wrong from the start, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0 if argv else EXIT_WRONG
@@ -84,16 +101,21 @@ def main(argv: Sequence[str]) -> int:
             arguments, overrides = parse(command, argv[1:], f"ssm-metarl {argv[0]}")
             return work(arguments, overrides)
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command with the same --run.name goes on from the last checkpoint", file=sys.stderr
-        )
-        return EXIT_INTERRUPTED
-    except (ValueError, RuntimeError) as error:
-        # Task, pool and checkpoint errors say what to do; any other error is ours, and wants its traceback.
-        if type(error).__module__.partition(".")[0] != "ssm_metarl":
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except SystemExit as ended:
+        # Ray's handler of SIGTERM, in place while Ray starts, exits with the signal's bare number.
+        if ended.code != signal.SIGTERM:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        print("stopped by SIGTERM", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except (ValueError, RuntimeError, OSError) as error:
+        # Our errors and the system's say what is wrong; any other is a mistake of ours, and wants its traceback.
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "ssm_metarl":
+            raise
+        status = getattr(error, "exit_status", EXIT_FAILED)
+        print(f"{'error: ' if status == EXIT_FAILED else ''}{error}", file=sys.stderr)
+        return status
 
 
 def _source_of_env(config: Path | None, overrides: dict[str, Any]) -> str:

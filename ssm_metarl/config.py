@@ -209,7 +209,9 @@ class WorkersConfig(Config):
     task_deadline_s: Real = Field(600.0, gt=0.0)
     """Seconds after which a call counts as hung; counted from when a worker that is ready was given it."""
     start_timeout_s: Real = Field(120.0, gt=0.0)
-    """Seconds to wait for a first worker."""
+    """Seconds to wait for a first worker; also for each of the others to start, before another is tried."""
+    max_respawns: Count = 3
+    """Replacements per worker, with no call finished in between, after which the run ends."""
 
 
 class EvalConfig(Config):
@@ -230,6 +232,11 @@ class CheckpointConfig(Config):
     """Iterations between checkpoints."""
     keep: Count = 3
     """Number of newest checkpoints that are kept."""
+    dir: Text | None = None
+    """Where they go: a folder, or a URI of any pyarrow or fsspec filesystem (s3://bucket/path, gs://...); the
+    run's name is appended. null: checkpoints in the run's folder."""
+    max_failures: Whole = 3
+    """Saves in a row that may fail (a full disk, a store out of reach) before training ends."""
 
 
 class RunConfig(Config):
@@ -239,6 +246,9 @@ class RunConfig(Config):
     """Name of the run; a named run that exists is resumed. null: a fresh name."""
     dir: Text = "runs"
     """Folder of runs."""
+    grace_s: Real = Field(2.0, ge=0.0)
+    """Seconds that SIGTERM or Ctrl-C leave the iteration under way; it is abandoned if it does not end within them.
+    (Ray kills a job that it stops after 3 seconds.)"""
 
 
 class TrainConfig(Config):

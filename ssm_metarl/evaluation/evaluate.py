@@ -19,6 +19,7 @@ from ssm_metarl.runtime.driver import Evaluation, evaluate
 from ssm_metarl.runtime.metrics import params_sha256
 from ssm_metarl.runtime.pool import make_pool
 from ssm_metarl.runtime.process import limit_threads
+from ssm_metarl.runtime.run_folder import checkpoint_storage
 
 
 def evaluate_run(folder: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfig, Evaluation]:
@@ -35,7 +36,7 @@ def evaluate_run(folder: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfi
     limit_threads()
     config = load_config(folder / "config.yaml", overrides)
     skipped: list[str] = []
-    found = checkpoint.load_newest(folder / "checkpoints", skipped.append)
+    found = checkpoint.load_newest(checkpoint_storage(config, folder), skipped.append)
     if found is None:
         reasons = "; ".join(skipped) or "there is none"
         raise checkpoint.CheckpointError(f"{folder} has no checkpoint that can be used ({reasons}); train it first")

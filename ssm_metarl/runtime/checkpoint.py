@@ -1,19 +1,18 @@
-"""Checkpoints: data files first, ``manifest.json`` last; a folder without a manifest that verifies does not count.
+"""Checkpoints: the data first, ``manifest.json`` last; a folder without a manifest that verifies does not count.
 
-A checkpoint is ``it-00000012-XXXXXXXX/`` with ``state.npz`` (arrays only; nothing is unpickled) and ``manifest.json``
-(sha256 per file, versions, the run's identity). It holds the state after 12 iterations. Every save has a folder of its
-own, so that no attempt can damage an earlier one.
+A checkpoint is ``it-00000012-0123456789abcdef/``, the state after 12 iterations: ``state.npz`` (arrays only; nothing is
+unpickled) and ``manifest.json`` (sha256 of the state and of itself, versions, the run's identity). The second number is
+the time of the attempt: every save has a folder of its own, so that no attempt can damage an earlier one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-import os
 import platform
-import shutil
-import tempfile
-import zipfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +21,10 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+from ssm_metarl.config_text import short
+from ssm_metarl.runtime.storage import Storage, open_storage, split
+
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.npz"
 LIBRARIES = ("ssm-metarl", "torch", "numpy", "gymnasium", "ray")
@@ -45,62 +47,72 @@ class TrainState:
     arrays: dict[str, np.ndarray]
 
 
-def save(folder: Path, state: TrainState, identity: dict[str, Any], keep: int) -> Path:
-    """Writes a checkpoint under ``folder`` and removes all but the newest ``keep``.
+def save(storage: Storage, state: TrainState, identity: dict[str, Any], keep: int, warn: Callable[[str], None]) -> str:
+    """Writes a checkpoint, removes old ones, and returns its path.
+
+    It and the newest ``keep - 1`` complete ones before it stay. All others go, later ones too: they are of a future
+    that is being written again. ``warn`` is told what could not be removed; the save succeeded all the same.
 
     Raises:
-        OSError: the disk is full, read-only or gone; earlier checkpoints are untouched.
+        OSError: the storage is full, read-only or gone; earlier checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f"it-{state.iteration:08d}-", dir=folder))
-    with open(target / STATE, "wb") as file:
-        np.savez(file, **state.arrays)
-        _flush(file)
+    others = _newest_first(storage)
+    stamp = time.time_ns()
+    while (name := f"it-{state.iteration:08d}-{stamp:016x}") in others:
+        stamp += 1
+    buffer = io.BytesIO()
+    np.savez(buffer, **state.arrays)
+    data = buffer.getvalue()
     manifest = {
         "format": FORMAT,
+        "folder": name,
         "iteration": state.iteration,
         "num_env_steps": state.num_env_steps,
         "identity": identity,
-        "files": {STATE: _sha256(target / STATE)},
+        "files": {STATE: hashlib.sha256(data).hexdigest()},
         "versions": versions(),
     }
-    with open(target / (MANIFEST + ".part"), "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        _flush(file)
-    os.replace(target / (MANIFEST + ".part"), target / MANIFEST)
-    for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
-    return target
+    try:
+        storage.write(f"{name}/{STATE}", data)
+        storage.write(f"{name}/{MANIFEST}", sealed(manifest))
+    except OSError:
+        # What an attempt left on a full disk would keep it full; what cannot be removed now, the next save removes.
+        with contextlib.suppress(OSError):
+            _remove(storage, name)
+        raise
+    _retain(storage, name, others, keep - 1, warn)
+    return storage.path(name)
 
 
-def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that verifies, with its identity, or None; ``warn`` is told which were skipped and why."""
-    for path in _newest_first(folder):
+def load_newest(storage: Storage, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest checkpoint that verifies, with its identity, or None; ``warn`` is told which were skipped and why.
+
+    Raises:
+        CheckpointError: the storage is there, but does not say what is in it.
+    """
+    try:
+        names = _newest_first(storage)
+    except OSError as error:
+        # To go on as if there were no checkpoint would throw a run away.
+        cure = "make it readable and start again, or give the run another name"
+        raise CheckpointError(f"{storage.path()} does not list its checkpoints: {error}; {cure}") from error
+    for name in names:
         try:
-            return load(path)
+            return _load(storage, name)
         except CheckpointError as error:
             warn(f"skipped a damaged checkpoint: {error}")
     return None
 
 
-def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """One checkpoint and the identity of the run that wrote it.
+def load(where: str | Path) -> tuple[TrainState, dict[str, Any]]:
+    """The checkpoint at a path or URI, and the identity of the run that wrote it.
 
     Raises:
-        CheckpointError: incomplete, damaged, or of another format.
+        CheckpointError: incomplete, damaged, of another format, or not readable.
+        ConfigError: a URI that nothing serves.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
-        for name, digest in manifest["files"].items():
-            if _sha256(path / name) != digest:
-                raise CheckpointError(f"{path / name} does not have the checksum of its manifest")
-        with np.load(path / STATE, allow_pickle=False) as arrays:
-            state = TrainState(manifest["iteration"], manifest["num_env_steps"], dict(arrays))
-        return state, manifest["identity"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    root, name = split(where)
+    return _load(open_storage(root), name)
 
 
 def versions() -> dict[str, str]:
@@ -112,14 +124,76 @@ def versions() -> dict[str, str]:
     }
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("it-*"), key=lambda path: (path.name[:11], path.stat().st_mtime_ns), reverse=True)
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The only bytes that are valid for a manifest: its JSON in one fixed form, with the sha256 of the rest of it."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(body, indent=1).encode()).hexdigest()
+    return json.dumps(body | {"sha256": digest}, indent=1).encode()
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _load(storage: Storage, name: str) -> tuple[TrainState, dict[str, Any]]:
+    try:
+        manifest = _read_manifest(storage, name)
+        data = storage.read(f"{name}/{STATE}")
+        if manifest["files"] != {STATE: hashlib.sha256(data).hexdigest()}:
+            raise ValueError(f"{STATE} does not have the checksum in its manifest")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            state = TrainState(manifest["iteration"], manifest["num_env_steps"], dict(file))
+        if not all(isinstance(array, np.ndarray) for array in state.arrays.values()):
+            raise ValueError(f"{STATE} holds something else than arrays")
+        return state, manifest["identity"]
+    # Readers of foreign bytes raise anything: all of it means that this checkpoint is not to be used.
+    except Exception as error:
+        is_plain = type(error) is ValueError or isinstance(error, OSError)
+        reason = error if is_plain else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{storage.path(name)} cannot be read: {reason}") from error
 
 
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
+    data = storage.read(f"{name}/{MANIFEST}")
+    manifest = json.loads(data)
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {short(manifest['format'])}, and this version of ssm_metarl reads {FORMAT}")
+    if data != sealed(manifest):
+        raise ValueError(f"{MANIFEST} does not have its own checksum")
+    if manifest["folder"] != name or not name.startswith(f"it-{manifest['iteration']:08d}-"):
+        raise ValueError(f"it was saved as {manifest['folder']}: give the folder that name again")
+    counts = (manifest["iteration"], manifest["num_env_steps"])
+    if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(manifest["identity"], dict):
+        raise ValueError(f"{MANIFEST} holds values that no save writes")
+    return manifest
+
+
+def _retain(storage: Storage, name: str, others: list[str], spare: int, warn: Callable[[str], None]) -> None:
+    """Removes all ``others`` (newest first) but ``spare`` complete ones that are older than ``name``."""
+    for other in others:
+        try:
+            if spare and other < name and _is_complete(storage, other):
+                spare -= 1
+            else:
+                _remove(storage, other)
+        except OSError as error:
+            warn(f"{storage.path(other)} cannot be read or removed, and stays: {error}")
+
+
+def _is_complete(storage: Storage, name: str) -> bool:
+    """Whether the manifest verifies. OSError: nobody knows, so it is not to be removed."""
+    if MANIFEST not in storage.files(name):
+        return False
+    try:
+        _read_manifest(storage, name)
+    except OSError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def _remove(storage: Storage, name: str) -> None:
+    """The manifest goes first: what a kill leaves of the rest does not count."""
+    storage.remove(f"{name}/{MANIFEST}")
+    storage.remove(name)
+
+
+def _newest_first(storage: Storage) -> list[str]:
+    return sorted((name for name in storage.folders() if name.startswith("it-")), reverse=True)

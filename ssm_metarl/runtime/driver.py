@@ -12,12 +12,13 @@ Shape legend: K tasks, P parameters, S adaptation steps.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,13 @@ from ssm_metarl.config import ConfigError, TrainConfig, dump_yaml
 from ssm_metarl.env_runner.tasks import TaskFamily, make_family
 from ssm_metarl.meta_rl.objectives import fold
 from ssm_metarl.runtime import checkpoint
+from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState
 from ssm_metarl.runtime.metrics import FileSink, Record, Sink, params_sha256
 from ssm_metarl.runtime.pool import Event, LocalPool, RayPool, make_pool
 from ssm_metarl.runtime.process import limit_threads
+from ssm_metarl.runtime.run_folder import checkpoint_storage, find_folder, locked, restore
+from ssm_metarl.runtime.signals import Abandoned, StopSignals
+from ssm_metarl.runtime.storage import open_storage
 from ssm_metarl.runtime.worker import make_policy
 from ssm_metarl.types import SharedState, Stream, Task, TaskResult, TaskSpec, make_rng
 
@@ -57,6 +62,14 @@ class Summary:
         return f"done: pre {self.pre:.4g} post {self.post:.4g} params_sha256 {self.params_sha256} run {self.folder}"
 
 
+class RunStopped(RuntimeError):
+    """A signal ended the run early. ``exit_status`` is what a shell reports for that signal: 143 or 130."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
 class MetaTrainer:
     """Meta-trains one policy over a family of tasks.
 
@@ -64,10 +77,11 @@ class MetaTrainer:
         config: the run's configuration.
         sinks: hear of its progress, besides the files in the run's folder.
         resume: ``auto`` goes on from the newest valid checkpoint of a run of that name, ``never`` refuses an existing
-            name, a path starts from that checkpoint.
+            name, a path or URI starts from that checkpoint.
 
     Raises:
         ConfigError: the name is taken by a run of another identity, or at all under ``never``.
+        CheckpointError: the checkpoint to start from cannot be used.
         TaskError: the environment cannot be made.
     """
 
@@ -81,26 +95,56 @@ class MetaTrainer:
         self.num_env_steps = 0
         self._counts: Counter[str] = Counter()
         self._sinks: list[Sink] = list(sinks)
-        self.folder = self._open_folder(resume)
+        self._unwritten: list[Event] | None = []
+        self.folder = find_folder(config)
+        self._storage = checkpoint_storage(config, self.folder)
+        restored = restore(config, self.folder, self._storage, resume, self._warn)
+        if restored is not None:
+            self._set_state(restored)
+        self._state = self._snapshot()
+        self._saved_iteration = self.iteration
+        self._failed_saves = 0
 
-    def run(self) -> Summary:
+    def run(self, stop: StopSignals | None = None) -> Summary:
         """Trains to ``config.iterations`` and evaluates on the held-out test tasks.
 
+        Args:
+            stop: signals that end the run early.
+
         Raises:
-            TaskError: a task failed on every attempt. PoolError: no worker could be had.
+            TaskError: a task failed on every attempt. PoolError: no worker could be had, or kept.
+            CheckpointError: more than ``checkpoint.max_failures`` saves failed in a row, or the last one did.
+            RunStopped: a signal came; the state was saved.
         """
-        self._sinks.append(FileSink(self.folder, self.iteration))
+        stop = stop or StopSignals(signals=())
         with ExitStack() as stack:
-            stack.callback(self._tell, "close")
+            self._open_folder(stack)
+            stack.enter_context(stop)
             pool = stack.enter_context(closing(make_pool(self.config, self._on_event)))
-            while self.iteration < self.config.iterations:
-                self._tell("iteration", self.step(pool))
-                is_last = self.iteration == self.config.iterations
-                if _is_due(self.iteration, self.config.eval.every) and not is_last:
+            stop.listen()  # Ray has taken SIGTERM for itself when it started.
+            try:
+                self._train(pool, stop)
+                with stop.abandonable():
+                    return self._finish(pool)
+            except Abandoned:
+                stop.quiet()
+                raise self._stopped(stop) from None
+
+    def _train(self, pool: LocalPool | RayPool, stop: StopSignals) -> None:
+        """The outer loop. `Abandoned` leaves ``_state`` as it was after the last whole iteration."""
+        while self.iteration < self.config.iterations:
+            if stop.requested:
+                raise Abandoned
+            with stop.abandonable():
+                record = self.step(pool)
+            self._state = self._snapshot()
+            self._tell("iteration", record)
+            is_last = self.iteration == self.config.iterations
+            if is_last or _is_due(self.iteration, self.config.checkpoint.every):
+                self.save()
+            if _is_due(self.iteration, self.config.eval.every) and not is_last:
+                with stop.abandonable():
                     self._validate(pool)
-                if _is_due(self.iteration, self.config.checkpoint.every) or is_last:
-                    self.save()
-            return self._finish(pool)
 
     def step(self, pool: LocalPool | RayPool) -> Record:
         """One iteration: a batch of tasks, ``outer.num_passes`` outer steps over it. Returns its record."""
@@ -130,17 +174,33 @@ class MetaTrainer:
             "workers": pool.num_workers,
             "respawns": self._counts["respawn"],
             "retries": self._counts["retry"],
+            "recollections": self._counts["recollect"],
+            "failed_saves": self._counts["save_failed"],
             "params_sha256": params_sha256(self.params_P),
         }
         self._counts.clear()
         return record
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the state after ``self.iteration`` iterations."""
-        adam = self.optimizer.state.get(self.params, {})
-        arrays = {"params_P": self.params_P, **{name: value.numpy() for name, value in adam.items()}}
-        state = checkpoint.TrainState(self.iteration, self.num_env_steps, arrays)
-        return checkpoint.save(self.folder / "checkpoints", state, self.config.identity(), self.config.checkpoint.keep)
+    def save(self) -> None:
+        """Writes a checkpoint of the state after the last whole iteration. A failure is said, and counted.
+
+        Raises:
+            CheckpointError: it is the last save of the run, or more than ``checkpoint.max_failures`` in a row failed.
+        """
+        settings = self.config.checkpoint
+        try:
+            self._tell("flush")  # The lines up to a checkpoint must not be missing when a run goes on from it.
+            checkpoint.save(self._storage, self._state, self.config.identity(), settings.keep, self._warn)
+        except OSError as error:
+            self._failed_saves += 1
+            self._on_event({"event": "save_failed", "cause": str(error), "in_a_row": self._failed_saves})
+            if self._failed_saves > settings.max_failures or self._state.iteration == self.config.iterations:
+                raise CheckpointError(
+                    f"the state after {self._state.iteration} iterations could not be saved: {error}; {self._where()}"
+                ) from error
+        else:
+            self._failed_saves = 0
+            self._saved_iteration = self._state.iteration
 
     @property
     def params_P(self) -> np.ndarray:
@@ -184,25 +244,44 @@ class MetaTrainer:
         self._tell("evaluation", self.iteration, {"pre": pre, "post": post})
         return Summary(pre, post, params_sha256(self.params_P), self.folder, evaluation)
 
-    def _open_folder(self, resume: str) -> Path:
-        """The run's folder, made or taken up again."""
-        root, name = Path(self.config.run.dir), self.config.run.name
-        folder = root / name if name else _fresh_folder(root, self.config)
-        restored = None
-        if resume not in ("auto", "never"):
-            restored = checkpoint.load(Path(resume))
-        elif folder.exists() and any(folder.iterdir()):
-            if resume == "never":
-                raise ConfigError(f"run.name: {folder} exists and --resume never was given; choose another run.name")
-            restored = checkpoint.load_newest(folder / "checkpoints", self._warn)
-        if restored is not None:
-            self._restore(*restored)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_yaml(self.config), encoding="utf-8")
-        return folder
+    def _stopped(self, stop: StopSignals) -> RunStopped:
+        """Saves what is done, and says so."""
+        done, asked = self._state.iteration, self.config.iterations
+        if done > self._saved_iteration:
+            try:
+                self.save()
+            except CheckpointError as error:
+                return RunStopped(str(error), stop.received)
+        name = signal.Signals(stop.received).name
+        return RunStopped(f"stopped by {name} after {done} of {asked} iterations; {self._where()}", stop.received)
 
-    def _restore(self, state: checkpoint.TrainState, identity: dict) -> None:
-        _check_identity(self.config.identity(), identity)
+    def _where(self) -> str:
+        """How to go on."""
+        saved = f"saved up to iteration {self._saved_iteration}" if self._saved_iteration else "nothing saved yet"
+        return f"{saved}; the same command with --run.name {self.folder.name} goes on from there"
+
+    def _open_folder(self, stack: ExitStack) -> None:
+        """Makes the run's folder, and keeps it to this process until the stack unwinds."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(self.folder))
+            open_storage(self.folder).write("config.yaml", dump_yaml(self.config).encode())
+            self._storage.make()
+            files = FileSink(self.folder, self.iteration, self._warn)
+        except OSError as error:
+            raise ConfigError(f"run.dir or checkpoint.dir cannot be written to: {error}") from error
+        events, self._unwritten = self._unwritten or [], None
+        for event in events:
+            files.event(event)
+        self._sinks.append(files)
+        stack.callback(self._tell, "close")
+
+    def _snapshot(self) -> TrainState:
+        adam = self.optimizer.state.get(self.params, {})
+        arrays = {"params_P": self.params_P, **{name: value.numpy().copy() for name, value in adam.items()}}
+        return TrainState(self.iteration, self.num_env_steps, arrays)
+
+    def _set_state(self, state: TrainState) -> None:
         arrays = {name: torch.from_numpy(value.copy()) for name, value in state.arrays.items()}
         with torch.no_grad():
             self.params.copy_(arrays.pop("params_P"))
@@ -211,10 +290,14 @@ class MetaTrainer:
 
     def _on_event(self, event: Event) -> None:
         self._counts[event["event"]] += 1
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        event = {"event": event["event"], "time": now, "iteration": self.iteration, **event}
+        if self._unwritten is not None:
+            self._unwritten.append(event)
         self._tell("event", event)
 
     def _warn(self, text: str) -> None:
-        self._tell("event", {"event": "checkpoint", "cause": text})
+        self._on_event({"event": "warning", "cause": text})
 
     def _tell(self, what: str, *arguments: object) -> None:
         for sink in self._sinks:
@@ -243,29 +326,3 @@ def evaluate(
 
 def _is_due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
-
-
-def _fresh_folder(root: Path, config: TrainConfig) -> Path:
-    family = config.env.id.split("/")[-1].lower()
-    stem = f"{family}-{config.algorithm}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
-    return next(root / name for name in names if not (root / name).exists())
-
-
-def _check_identity(own: dict, other: dict) -> None:
-    """Raises ConfigError with the differing keys unless both configurations describe the same run."""
-    mine, theirs = _flatten(own), _flatten(other)
-    differing = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
-    if differing:
-        lines = [f"  {key} is {mine.get(key)!r}, the existing run has {theirs.get(key)!r}" for key in differing]
-        raise ConfigError(
-            "the run cannot be resumed with another configuration:\n" + "\n".join(lines) + "\nchoose another run.name"
-        )
-
-
-def _flatten(tree: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {
-        key: leaf for name, sub in tree.items() for key, leaf in _flatten(sub, f"{prefix}.{name}".lstrip(".")).items()
-    }

@@ -5,43 +5,36 @@ the specs. With ``keep=True`` the method's second return value stays where it wa
 along with the result; handles given to a later ``map`` reach the method as its last argument, on whichever worker is
 free.
 
-The pool owns failure. A call that dies with its actor, raises, or outlives its deadline is tried again on a fresh
+The pool owns failure. A call that dies with its actor, raises, or outlives its deadline is tried again on another
 actor, at most `MAX_ATTEMPTS` times for any cause; results cannot change by it, as they depend on the spec alone.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from ssm_metarl.config import TrainConfig
 from ssm_metarl.env_runner.tasks import TaskError
-from ssm_metarl.runtime.process import ENVIRONMENT
+from ssm_metarl.runtime.actors import TRANSFER_TIMEOUT_S, Actor, Actors, Event, PoolError, Report, describe
 from ssm_metarl.runtime.worker import TaskWorker
 from ssm_metarl.types import SharedState, TaskSpec
 
+__all__ = ["Event", "LocalPool", "PoolError", "RayPool", "Report", "make_pool", "start_ray"]
+
 MAX_ATTEMPTS = 3
-WAITING_NOTICE_S = 20.0
 POLL_S = 1.0
-TRANSFER_TIMEOUT_S = 60.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-Event = dict[str, Any]
-"""What happened to a worker: ``event`` is respawn, retry, recollect or waiting; ``cause`` and ``spec`` say more."""
-Report = Callable[[Event], None]
-
-
-class PoolError(RuntimeError):
-    """No worker could be had, or kept."""
 
 
 class LocalPool:
@@ -78,7 +71,9 @@ class LocalPool:
             except Exception as error:
                 if attempt == MAX_ATTEMPTS:
                     raise _task_failed(arguments[1], error) from error
-                self._report({"event": "retry", "cause": repr(error), "spec": str(arguments[1])})
+                self._report(
+                    {"event": "retry", "cause": describe(error), "spec": str(arguments[1]), "attempt": attempt}
+                )
                 self._worker = TaskWorker(self._config)
 
     def close(self) -> None:
@@ -87,9 +82,10 @@ class LocalPool:
 
 @dataclass
 class _Handle:
-    """A kept value in the object store, and how to make it again should its node be lost."""
+    """A kept value in the object store of its maker's machine, and how to make it again should that be lost."""
 
     ref: ray.ObjectRef
+    maker: Actor
     method: str
     shared_ref: ray.ObjectRef
     spec: TaskSpec
@@ -113,7 +109,7 @@ class _Call:
 @dataclass
 class _Running:
     call: _Call
-    actor: Any
+    actor: Actor
     kept_ref: ray.ObjectRef | None
     deadline: float
 
@@ -128,31 +124,15 @@ class RayPool:
         config: the run's configuration.
         num_workers: actors to keep alive.
         report: called with every `Event`.
-
-    Raises:
-        PoolError: no actor became ready within ``workers.start_timeout_s``.
     """
 
     def __init__(self, config: TrainConfig, num_workers: int, report: Report) -> None:
-        self._config = config
+        self._deadline_s = config.workers.task_deadline_s
         self._report = report
         self.num_workers = num_workers
         self._owns_ray = start_ray(num_workers * config.workers.cpus_per_worker)
-        self._config_ref = ray.put(config)
-        self._actor_class = ray.remote(TaskWorker).options(
-            num_cpus=config.workers.cpus_per_worker,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=1,
-            runtime_env={"env_vars": ENVIRONMENT},
-        )
-        self._starting: dict[ray.ObjectRef, Any] = {}
-        self._idle: list[Any] = []
+        self._actors = Actors(TaskWorker, config, num_workers, report)
         self._running: dict[ray.ObjectRef, _Running] = {}
-        self._failed_starts = 0
-        self._none_since = time.monotonic()
-        self._noticed = False
-        self._fill()
 
     def map(
         self,
@@ -166,7 +146,7 @@ class RayPool:
 
         Raises:
             TaskError: a spec failed `MAX_ATTEMPTS` times; names it and the last cause.
-            PoolError: no worker for ``workers.start_timeout_s``.
+            PoolError: no worker for ``workers.start_timeout_s``, or too many were lost in a row.
         """
         shared_ref = ray.put(shared)
         queue = deque(
@@ -180,84 +160,64 @@ class RayPool:
                     self._advance(queue, done)
                 yield done.pop(index)
         finally:
-            for running in list(self._running.values()):
-                self._drop(running.actor)
+            for running in self._running.values():
+                self._actors.end(running.actor)
+            self._running.clear()
 
     def close(self) -> None:
         """Ends the actors, and Ray if this pool started it."""
-        for actor in [*self._idle, *self._starting.values(), *(running.actor for running in self._running.values())]:
-            ray.kill(actor, no_restart=True)
-        self._idle, self._starting, self._running = [], {}, {}
+        self._actors.close()
         if self._owns_ray:
             ray.shutdown()
 
     def _advance(self, queue: deque[_Call], done: dict[int, Any]) -> None:
         """Hands out work, then waits for the next thing to happen: an answer, an actor that is ready, a deadline."""
-        self._fill()
-        while queue and self._idle:
-            self._dispatch(queue.popleft(), self._idle.pop())
+        self._actors.fill()
+        while queue and self._actors.idle:
+            self._dispatch(queue.popleft(), self._actors.take())
+        starting = self._actors.starting
         now = time.monotonic()
-        deadlines = [running.deadline for running in self._running.values()]
-        patience = max(0.0, min([now + POLL_S, *deadlines]) - now)
-        finished, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=patience)
-        for ref in finished:
-            if ref in self._starting:
-                self._admit(ref)
-            else:
-                self._collect(ref, queue, done)
-        self._expire(queue)
-        self._check_alive()
-
-    def _fill(self) -> None:
-        """Starts as many actors as are missing."""
-        for _ in range(self.num_workers - len(self._idle) - len(self._running) - len(self._starting)):
-            actor = self._actor_class.remote(self._config_ref)
-            self._starting[actor.ready.remote()] = actor
-
-    def _drop(self, actor: Any) -> None:
-        """Ends an actor whose call has failed or is no longer wanted."""
-        self._running = {ref: running for ref, running in self._running.items() if running.actor is not actor}
-        ray.kill(actor, no_restart=True)
-
-    def _admit(self, ref: ray.ObjectRef) -> None:
-        actor = self._starting.pop(ref)
-        try:
-            ray.get(ref, timeout=TRANSFER_TIMEOUT_S)
-        except RayError as error:
-            self._failed_starts += 1
-            if self._failed_starts >= MAX_ATTEMPTS:
-                raise PoolError(
-                    f"{self._failed_starts} workers in a row died while starting; the last because: {error}"
-                ) from error
-            self._drop(actor)
-            self._report({"event": "respawn", "cause": _first_line(error)})
+        patience = min([POLL_S, *(running.deadline - now for running in self._running.values())])
+        if waiting_for := [*self._running, *starting]:
+            finished, _ = ray.wait(waiting_for, num_returns=1, timeout=max(0.0, patience))
         else:
-            self._failed_starts = 0
-            self._idle.append(actor)
+            finished = []
+            time.sleep(POLL_S)  # Replacements are being held back.
+        for ref in finished:
+            if ref in self._running:
+                self._collect(ref, queue, done)
+            else:
+                self._actors.admit(ref)
+        self._expire(queue)
+        self._actors.check()
 
-    def _dispatch(self, call: _Call, actor: Any) -> None:
+    def _dispatch(self, call: _Call, actor: Actor) -> None:
+        if call.handle is not None and call.handle.maker.died:
+            # The value may still be there, but if it is not, Ray takes half a minute to find that out.
+            self._report({"event": "recollect", "cause": "the worker that made it died", "spec": str(call.spec)})
+            call = _recollection(call)
         call.attempts += 1
         arguments = [call.shared_ref, call.spec]
         if call.handle is not None:
             arguments.append(call.handle.ref)
-        refs = getattr(actor, call.method).options(num_returns=2 if call.keep else 1).remote(*arguments)
+        refs = getattr(actor.handle, call.method).options(num_returns=2 if call.keep else 1).remote(*arguments)
         result_ref, kept_ref = refs if call.keep else (refs, None)
-        deadline = time.monotonic() + self._config.workers.task_deadline_s
-        self._running[result_ref] = _Running(call, actor, kept_ref, deadline)
+        self._running[result_ref] = _Running(call, actor, kept_ref, time.monotonic() + self._deadline_s)
 
     def _collect(self, ref: ray.ObjectRef, queue: deque[_Call], done: dict[int, Any]) -> None:
-        running = self._running[ref]
+        running = self._running.pop(ref)
         try:
             result = ray.get(ref, timeout=TRANSFER_TIMEOUT_S)
         except RayError as error:
             self._recover(running, error, queue)
             return
-        del self._running[ref]
-        self._idle.append(running.actor)
+        self._actors.finish(running.actor)
         call = running.call
-        handle = _Handle(running.kept_ref, call.method, call.shared_ref, call.spec) if call.keep else None
+        handle = (
+            _Handle(running.kept_ref, running.actor, call.method, call.shared_ref, call.spec) if call.keep else None
+        )
         if call.then is not None:
-            call.then.handle.ref = handle.ref
+            call.then.handle.ref, call.then.handle.maker = handle.ref, handle.maker
             queue.appendleft(call.then)
         else:
             done[call.index] = (result, handle) if call.keep else result
@@ -265,43 +225,34 @@ class RayPool:
     def _recover(self, running: _Running, error: Exception, queue: deque[_Call]) -> None:
         """Puts the call back at the front of the queue; a lost handle is made again first, by the call that made it."""
         call = running.call
+        said = {"cause": describe(error), "spec": str(call.spec), "attempt": call.attempts}
+        lost_object = _is_lost_object(error)
+        if lost_object:
+            self._actors.doubt(running.actor)
+        else:
+            self._actors.lose(running.actor, error)
         if call.attempts >= MAX_ATTEMPTS:
             raise _task_failed(call.spec, error) from error
-        self._drop(running.actor)
-        self._report({"event": "respawn", "cause": _first_line(error)})
-        handle = call.handle
-        if handle is not None and _is_lost_object(error):
-            self._report({"event": "recollect", "cause": _first_line(error), "spec": str(call.spec)})
-            call = _Call(None, handle.method, handle.shared_ref, handle.spec, None, keep=True, then=call)
+        if lost_object and call.handle is not None:
+            self._report({"event": "recollect", **said})
+            call = _recollection(call)
         else:
-            self._report({"event": "retry", "cause": _first_line(error), "spec": str(call.spec)})
+            self._report({"event": "retry", **said})
         queue.appendleft(call)
 
     def _expire(self, queue: deque[_Call]) -> None:
         now = time.monotonic()
-        for running in [running for running in self._running.values() if running.deadline <= now]:
-            limit = self._config.workers.task_deadline_s
-            self._recover(running, TimeoutError(f"no answer within workers.task_deadline_s = {limit:g} s"), queue)
+        for ref, running in list(self._running.items()):
+            if running.deadline <= now:
+                del self._running[ref]
+                limit = f"no answer within workers.task_deadline_s = {self._deadline_s:g} s"
+                self._recover(running, TimeoutError(limit), queue)
 
-    def _check_alive(self) -> None:
-        """Waits aloud for the first worker, and not for ever."""
-        if self._idle or self._running:
-            self._none_since, self._noticed = time.monotonic(), False
-            return
-        waited, limit = time.monotonic() - self._none_since, self._config.workers.start_timeout_s
-        wanted = f"{self.num_workers} workers x {self._config.workers.cpus_per_worker:g} CPUs"
-        available, total = (
-            resources.get("CPU", 0) for resources in (ray.available_resources(), ray.cluster_resources())
-        )
-        free = f"the cluster has {available:g} of {total:g} CPUs free"
-        if waited > limit:
-            raise PoolError(
-                f"no worker was ready within workers.start_timeout_s = {limit:g} s; wanted {wanted}, {free}; "
-                "ask for fewer or smaller workers, or raise the time-out"
-            )
-        if waited > WAITING_NOTICE_S and not self._noticed:
-            self._noticed = True
-            self._report({"event": "waiting", "cause": f"waiting for resources: wanted {wanted}, {free}"})
+
+def _recollection(call: _Call) -> _Call:
+    """The call that makes the handle of this one again, and has it follow."""
+    handle = call.handle
+    return _Call(None, handle.method, handle.shared_ref, handle.spec, None, keep=True, then=call)
 
 
 def make_pool(config: TrainConfig, report: Report) -> LocalPool | RayPool:
@@ -323,30 +274,29 @@ def _count_cpus() -> float:
 
 
 def start_ray(num_cpus: float) -> bool:
-    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already."""
+    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already.
+
+    Ray takes SIGTERM for itself: whoever handles that signal must do so again afterwards.
+    """
     if ray.is_initialized():
         return False
     options = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
         # "local": a Ray that somebody else runs on this machine is not ours to join.
         options |= {"address": "local", "num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}
+    # The kept value of a call that raised holds the same error, and nobody gets it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(**options)
     return True
 
 
 def _task_failed(spec: TaskSpec, error: Exception) -> TaskError:
     traceback = f"\n{_ANSI_COLOUR.sub('', str(error))}" if isinstance(error, RayTaskError) else ""
-    return TaskError(f"{spec} failed {MAX_ATTEMPTS} times; the last time because: {_first_line(error)}{traceback}")
+    return TaskError(f"{spec} failed {MAX_ATTEMPTS} times; the last time because: {describe(error)}{traceback}")
 
 
 def _is_lost_object(error: Exception) -> bool:
     return isinstance(error, ObjectLostError) or (
         isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
     )
-
-
-def _first_line(error: Exception) -> str:
-    """What went wrong, for people: the kind of error and the first line of its message."""
-    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-    kind = "worker died" if isinstance(cause, RayActorError) else type(cause).__name__
-    return f"{kind}: {(str(cause).strip() or 'no message').splitlines()[0]}"

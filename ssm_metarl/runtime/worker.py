@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
 import numpy as np
@@ -44,8 +46,9 @@ class TaskWorker:
         self.vector = family.make_vector(config.env.episodes_per_task)
         self.policy = make_policy(family, config)
 
-    def ready(self) -> None:
-        """Answers once the worker is able to work."""
+    def ready(self) -> str:
+        """Answers once the worker is able to work, with its process and machine."""
+        return f"pid {os.getpid()} on {socket.gethostname()}"
 
     def adapt_and_collect(self, shared: SharedState, spec: TaskSpec) -> tuple[TaskResult, list[Batch]]:
         """First pass over a task: roll out, adapt, roll out again; the meta-gradient, and the batches for later passes.

@@ -55,7 +55,7 @@ def test_the_commands_of_readme_run(tmp_path, monkeypatch, capsys):
             statuses.append(main([*arguments, *small.split()]))
         except SystemExit as stop:
             statuses.append(stop.code)
-    assert statuses == [0, 0, 0, 0], capsys.readouterr().err
+    assert statuses == [0, 0, 0, 0, 0], capsys.readouterr().err
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"first", "second"}
 
 

@@ -1,16 +1,18 @@
 """The driver in this process: bookkeeping, resuming, refusing. No Ray."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from ssm_metarl.config import ConfigError, load_config
 from ssm_metarl.meta_rl.objectives import adapt
-from ssm_metarl.runtime import checkpoint
+from ssm_metarl.runtime.checkpoint import CheckpointError
 from ssm_metarl.runtime.driver import MetaTrainer
 from ssm_metarl.runtime.metrics import Sink, params_sha256, read_metrics
 from ssm_metarl.runtime.pool import LocalPool
+from ssm_metarl.runtime.run_folder import locked
 from ssm_metarl.runtime.worker import TaskWorker
 from ssm_metarl.types import SharedState, Stream
 
@@ -26,6 +28,8 @@ FIELDS = {
     "workers",
     "respawns",
     "retries",
+    "recollections",
+    "failed_saves",
     "params_sha256",
 }
 
@@ -122,16 +126,15 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 3, "half a li')
     events = []
-
-    class Listener(Sink):
-        def event(self, event):
-            events.append(event)
-
-    trainer = MetaTrainer(config, [Listener()])
+    trainer = MetaTrainer(config, [Listener(events)])
     assert trainer.iteration == 1
-    assert [event["cause"][:29] for event in events] == ["skipped a damaged checkpoint:"] * 2
+    assert [(event["event"], event["cause"][:29]) for event in events] == [
+        ("warning", "skipped a damaged checkpoint:")
+    ] * 2
     assert trainer.run().params_sha256 == whole.params_sha256
     assert timeless(read_metrics(folder)) == expected
+    written = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event for event in written if event["event"] == "warning"] == events, "also what came before the folder"
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
@@ -145,6 +148,123 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     MetaTrainer(small(tmp_path, iterations=4, **{"eval.num_tasks": 2, "checkpoint.keep": 1})).run()
 
 
+def test_a_name_is_taken_even_before_its_first_checkpoint(tmp_path):
+    MetaTrainer(small(tmp_path)).run()
+    shutil.rmtree(tmp_path / "small" / "checkpoints")
+    with pytest.raises(ConfigError, match=r"seed is 1, the existing run has 0"):
+        MetaTrainer(small(tmp_path, seed=1))
+    assert MetaTrainer(small(tmp_path)).iteration == 0
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    trainer = MetaTrainer(small(tmp_path))
+    trainer.folder.mkdir()
+    with locked(trainer.folder), pytest.raises(ConfigError, match=r"run.name: another process is training .*small"):
+        trainer.run()
+    trainer.run()
+
+
+def test_a_run_folder_is_local_and_says_where_checkpoints_may_go(tmp_path):
+    with pytest.raises(ConfigError, match=r"run.dir: memory://runs .* checkpoint.dir"):
+        MetaTrainer(small("memory://runs"))
+
+
+def test_checkpoints_on_another_filesystem(tmp_path):
+    """The machine is lost with its disk; another one goes on from the store."""
+    whole = MetaTrainer(small(tmp_path / "whole")).run()
+    elsewhere = {"checkpoint.dir": f"memory://{tmp_path.name}"}
+    MetaTrainer(small(tmp_path / "first", iterations=2, **elsewhere)).run()
+    assert not (tmp_path / "first" / "small" / "checkpoints").exists()
+    events = []
+    trainer = MetaTrainer(small(tmp_path / "second", **elsewhere), [Listener(events)])
+    assert trainer.iteration == 2
+    summary = trainer.run()
+    assert summary.params_sha256 == whole.params_sha256
+    assert [record["iteration"] for record in read_metrics(summary.folder)] == [2]
+    assert "has 0 of the 2 iterations done" in events[0]["cause"]
+    with pytest.raises(ConfigError, match="--resume never"):
+        MetaTrainer(small(tmp_path / "third", **elsewhere), resume="never")
+
+
+class Listener(Sink):
+    def __init__(self, events):
+        self.events = events
+
+    def event(self, event):
+        self.events.append(event)
+
+
+class Unreliable:
+    """A storage whose writes fail as long as ``failures`` says so."""
+
+    def __init__(self, storage, failures):
+        self._storage, self.failures = storage, failures
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+    def write(self, name, data):
+        if self.failures > 0 and name.endswith("manifest.json"):
+            self.failures -= 1
+            raise OSError(28, "No space left on device")
+        self._storage.write(name, data)
+
+
+def test_a_failed_save_is_said_and_training_goes_on(tmp_path):
+    whole = MetaTrainer(small(tmp_path / "whole", iterations=5)).run()
+    events = []
+    trainer = MetaTrainer(small(tmp_path, iterations=5, **{"checkpoint.max_failures": 3}), [Listener(events)])
+    trainer._storage = Unreliable(trainer._storage, failures=3)
+    summary = trainer.run()
+    assert summary.params_sha256 == whole.params_sha256
+    assert [(event["event"], event["in_a_row"]) for event in events] == [
+        ("save_failed", 1),
+        ("save_failed", 2),
+        ("save_failed", 3),
+    ]
+    assert "No space left" in events[0]["cause"] and events[0]["iteration"] == 1 and events[0]["time"][:2] == "20"
+    assert sum(record["failed_saves"] for record in read_metrics(summary.folder)) == 3
+
+
+def test_too_many_failed_saves_end_the_run_and_the_last_one_must_succeed(tmp_path):
+    trainer = MetaTrainer(small(tmp_path, iterations=5, **{"checkpoint.max_failures": 1}))
+    trainer._storage = Unreliable(trainer._storage, failures=2)
+    with pytest.raises(
+        CheckpointError, match=r"after 2 iterations could not be saved.*No space left.*nothing saved yet"
+    ):
+        trainer.run()
+    trainer = MetaTrainer(small(tmp_path, iterations=2))
+    trainer.save = lambda save=trainer.save: save() if trainer.iteration == 1 else fail(trainer, save)
+    with pytest.raises(
+        CheckpointError, match=r"after 2 iterations could not be saved.*saved up to iteration 1.*--run.name small"
+    ):
+        trainer.run()
+    assert MetaTrainer(small(tmp_path, iterations=2)).iteration == 1
+
+
+def fail(trainer, save):
+    trainer._storage = Unreliable(trainer._storage, failures=1)
+    save()
+
+
+def test_lines_that_could_not_be_written_are_written_later(tmp_path):
+    """The metrics file is out of reach in the second iteration; in the end every iteration stands once."""
+    events = []
+
+    class Saboteur(Listener):
+        def iteration(self, record):
+            path = tmp_path / "small" / "metrics.jsonl"
+            if record["iteration"] == 1:
+                path.rename(path.with_suffix(".away"))
+            elif record["iteration"] == 2:
+                path.with_suffix(".away").rename(path)
+
+    summary = MetaTrainer(small(tmp_path), [Saboteur(events)]).run()
+    assert [record["iteration"] for record in read_metrics(summary.folder)] == [0, 1, 2]
+    assert [event["event"] for event in events] == ["warning", "save_failed"]
+    assert "metrics.jsonl cannot be written for now" in events[0]["cause"]
+
+
 def test_resume_never_and_from_a_path(tmp_path):
     summary = MetaTrainer(small(tmp_path)).run()
     with pytest.raises(ConfigError, match="--resume never"):
@@ -152,7 +272,7 @@ def test_resume_never_and_from_a_path(tmp_path):
     newest = max((summary.folder / "checkpoints").iterdir())
     trainer = MetaTrainer(small(tmp_path, **{"run.name": "other"}), resume=str(newest))
     assert trainer.iteration == 3 and params_sha256(trainer.params_P) == summary.params_sha256
-    with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         MetaTrainer(small(tmp_path, **{"run.name": "third"}), resume=str(tmp_path / "absent"))
 
 

@@ -12,6 +12,7 @@ import pytest
 from ssm_metarl.config import load_config
 from ssm_metarl.env_runner.tasks import TaskError
 from ssm_metarl.runtime import pool as pool_module
+from ssm_metarl.runtime.actors import Actor
 from ssm_metarl.runtime.pool import LocalPool, PoolError, RayPool
 from ssm_metarl.types import SharedState, Stream, TaskSpec
 
@@ -180,17 +181,105 @@ def test_workers_that_cannot_start_say_why(make_pool, monkeypatch):
             raise OSError("no such simulator")
 
     monkeypatch.setattr(pool_module, "TaskWorker", Broken)
-    pool, _ = make_pool()
-    with pytest.raises(PoolError, match="no such simulator"):
+    pool, events = make_pool(1, **{"workers.max_respawns": 1})
+    with pytest.raises(
+        PoolError, match=r"workers.max_respawns = 1 .*worker died while starting: OSError: no such simul"
+    ):
         list(pool.map("add", SHARED, make_specs(2)))
+    assert [event["event"] for event in events] == ["respawn", "respawn"]
+
+
+def test_a_worker_that_dies_while_starting_is_replaced(make_pool, monkeypatch, tmp_path):
+    class Unlucky(FaultyWorker):
+        folder = str(tmp_path)
+
+        def __init__(self, config):
+            mark = Path(self.folder) / "start"
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), 9)
+
+    monkeypatch.setattr(pool_module, "TaskWorker", Unlucky)
+    pool, events = make_pool(1)
+    assert list(pool.map("add", SHARED, make_specs(2))) == [3.0, 4.0]
+    assert [event["event"] for event in events] == ["respawn"], "a start is no attempt at a spec"
+
+
+def test_workers_that_died_while_idle_cost_no_attempts(make_pool, ray_session):
+    """A node with all workers but one goes between two calls: no spec may use up its attempts on the dead."""
+    pool, events = make_pool(4)
+    assert len(list(pool.map("add", SHARED, make_specs(40)))) == 40
+    deadline = time.monotonic() + 60
+    while len(pool._actors.idle) < 4:
+        assert time.monotonic() < deadline
+        list(pool.map("add", SHARED, make_specs(4)))
+    pids = [ray_session.get(actor.handle.ready.remote(), timeout=20) for actor in pool._actors.idle]
+    for pid in pids[1:]:
+        os.kill(pid, 9)
+    assert list(pool.map("add", SHARED, make_specs(1))) == [3.0]
+    attempts = [event["attempt"] for event in events if event["event"] == "retry"]
+    assert attempts in ([], [1]), events
+
+
+def test_replacements_come_ever_more_slowly_when_nothing_gets_done(make_pool, monkeypatch):
+    pool, _ = make_pool(2)
+    slept, actors = [], pool._actors
+    clock = [1000.0]
+    monkeypatch.setattr("ssm_metarl.runtime.actors.time.monotonic", lambda: clock[0])
+    for _ in range(6):
+        actors._start_after = 0.0
+        actors.lose(Actor(actors._class.remote(actors._config_ref)), RuntimeError("gone"))
+        slept.append(max(0.0, actors._start_after - clock[0]))
+    assert slept == [0, 0, 1, 2, 4, 8]
+    with pytest.raises(PoolError, match="7 workers were lost in a row"):
+        actors.lose(Actor(actors._class.remote(actors._config_ref)), RuntimeError("gone"))
+
+
+def test_a_finished_call_ends_the_row_of_losses(make_pool):
+    pool, events = make_pool(1, **{"workers.max_respawns": 1})
+    for _ in range(3):
+        os.kill(worker_pid(pool), 9)
+        assert list(pool.map("add", SHARED, make_specs(2))) == [3.0, 4.0]
+    assert [event["event"] for event in events].count("respawn") == 3
+
+
+def worker_pid(pool):
+    list(pool.map("add", SHARED, make_specs(1)))
+    [actor] = pool._actors.idle
+    return actor.name
+
+
+def test_what_happened_is_told_with_worker_spec_and_cause(make_pool):
+    pool, events = make_pool(1)
+    pid = worker_pid(pool)
+    list(pool.map("add", SHARED, make_specs(3, fault=FAULT_NAMES.index("exit"), times=1)))
+    respawn, retry = events
+    assert respawn["worker"] == pid and respawn["cause"].startswith("worker died: Worker ")
+    assert "task=1" in retry["spec"] and retry["attempt"] == 1 and "\n" not in retry["cause"]
 
 
 def test_a_cluster_without_room_is_waited_for_aloud_and_not_for_ever(make_pool, monkeypatch):
-    monkeypatch.setattr(pool_module, "WAITING_NOTICE_S", 0.5)
+    monkeypatch.setattr("ssm_metarl.runtime.actors.WAITING_NOTICE_S", 0.5)
     pool, events = make_pool(1, **{"workers.cpus_per_worker": 64.0, "workers.start_timeout_s": 3.0})
-    with pytest.raises(PoolError, match=r"workers.start_timeout_s = 3 s; wanted 1 workers x 64 CPUs"):
+    with pytest.raises(PoolError, match=r"workers.start_timeout_s = 3 s; waiting for .* wanted 1 workers x 64 CPUs"):
         list(pool.map("add", SHARED, make_specs(2)))
-    assert events[0]["event"] == "waiting" and "waiting for resources" in events[0]["cause"]
+    assert events[0]["event"] == "waiting" and "0 of 1 workers; waiting for resources" in events[0]["cause"]
+
+
+def test_work_goes_on_with_fewer_workers_than_wanted(make_pool, monkeypatch):
+    """A cluster with room for two of three: it is said, once, and the third is asked for again and again."""
+    monkeypatch.setattr("ssm_metarl.runtime.actors.WAITING_NOTICE_S", 0.5)
+    pool, events = make_pool(3, **{"workers.cpus_per_worker": 2.0, "workers.start_timeout_s": 6.0})
+    began = time.monotonic()
+    while time.monotonic() < began + 9:
+        assert list(pool.map("add", SHARED, make_specs(4))) == [3.0, 4.0, 5.0, 6.0]
+        time.sleep(0.1)
+    assert {event["event"] for event in events} == {"waiting"}
+    assert (
+        "2 of 3 workers" in events[-2]["cause"]
+        or "did not answer within workers.start_timeout_s" in events[-1]["cause"]
+    )
+    assert len(events) <= 4
 
 
 def test_all_cpus_are_free_afterwards(make_pool, ray_session):

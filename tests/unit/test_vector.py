@@ -325,6 +325,29 @@ def test_generic_rows_are_seeded_like_gymnasiums():
     np.testing.assert_array_equal(ours.reset(seed=7)[0], theirs.reset(seed=7)[0])
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_an_observation_of_another_shape_than_its_space_is_refused(monkeypatch, shape):
+    """Numpy would repeat a single number over the row, and training would go on with it."""
+
+    class Ragged(CountdownEnv):
+        observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(shape, np.float32), 0.0, False, False, {}
+
+    spec = gymnasium.envs.registration.EnvSpec("test/Ragged-v0", Ragged)
+    monkeypatch.setitem(gymnasium.registry, "test/Ragged-v0", spec)
+    env = make_family(EnvConfig(id="test/Ragged-v0", horizon=5)).make_vector(1)
+    env.reset(seed=0)
+    with pytest.raises(
+        TaskError, match=r"test/Ragged-v0 returned an observation of shape \(.*\), its space says \(2,\)"
+    ):
+        env.step(np.array([0]))
+
+
 def test_float64_observations_arrive_as_float32(monkeypatch):
     class Wide(CountdownEnv):
         observation_space = gymnasium.spaces.Box(-1e300, 1e300, (2,), np.float64)

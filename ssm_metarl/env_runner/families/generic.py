@@ -206,7 +206,8 @@ class GenericVectorEnv(MetaVectorEnv):
     def _restart(self, rows_N: np.ndarray, seed: int | None, options: dict[str, Any], info: dict[str, Any]) -> None:
         for row in np.flatnonzero(rows_N):
             row_seed = None if seed is None else seed + int(row)
-            self._observation_NO[row], row_info = self.envs[row].reset(seed=row_seed, options=options or None)
+            observation, row_info = self.envs[row].reset(seed=row_seed, options=options or None)
+            self._set_observation(row, observation)
             self._add_info(info, row_info, row)
 
     def _advance(self, actions: np.ndarray, ended_N: np.ndarray | None) -> Advance:
@@ -216,10 +217,17 @@ class GenericVectorEnv(MetaVectorEnv):
             if ended_N is not None and ended_N[row]:
                 continue
             observation, reward_N[row], terminated_N[row], truncated_N[row], row_info = env.step(action)
-            self._observation_NO[row] = observation
+            self._set_observation(row, observation)
             if row_info:
                 self._add_info(info, row_info, row)
         return reward_N, terminated_N, truncated_N, info
+
+    def _set_observation(self, row: int, observation: Any) -> None:
+        # Assigning alone would broadcast an observation of one number over the row.
+        if np.shape(observation) != self.single_observation_space.shape:
+            shapes = f"{np.shape(observation)}, its space says {self.single_observation_space.shape}"
+            raise TaskError(f"{self.env_id} returned an observation of shape {shapes}; task {self.tasks[row]}")
+        self._observation_NO[row] = observation
 
     def _env_actions(self, actions: np.ndarray) -> Sequence[Any]:
         space = self._env_action_space
