@@ -30,7 +30,7 @@ def test_doctor_as_a_whole(tmp_path, monkeypatch):
         status = program.finish(120)
         out, output = program.stdout, program.stdout + program.stderr
         assert status == 0, output
-        assert not program.left(), "no process of its Ray is left"
+        assert not program.left(10.0), "no process of its Ray is left"
     lines = {line[:20].strip(): line[20:] for line in out.split("\n\n")[0].splitlines()}
     assert list(lines) == list(CHECKS)
     assert not [line for line in lines.values() if line.startswith("fail")]
