@@ -75,7 +75,8 @@ def test_killed_workers_change_nothing(ray_session, tmp_path, monkeypatch):
             pools.append((self, method))
             for number, result in enumerate(super().map(method, shared, specs, handles, keep)):
                 if number == 0 and [name for _, name in pools].count(method) == 1 and method != "evaluate":
-                    ray_session.kill([*self._idle, *(running.actor for running in self._running.values())][-1])
+                    actors = [*self._actors.idle, *(running.actor for running in self._running.values())]
+                    ray_session.kill(actors[-1].handle)
                 yield result
 
     monkeypatch.setattr(pool_module, "RayPool", Killer)
