@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    ray.init(num_cpus=sum(WORKERS), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=sum(WORKERS), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as folder:
         arms = []
         for count in WORKERS:

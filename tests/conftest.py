@@ -25,7 +25,12 @@ def ray_session():
     import ray
 
     ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR"
+        address="local",  # not somebody else's, should one run on this machine
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
     )
     yield ray
     ray.shutdown()

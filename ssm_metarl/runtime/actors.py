@@ -46,6 +46,17 @@ class Actor:
     """Its process has, and perhaps its machine, with all that was kept there."""
 
 
+def _fetching(worker_class: type) -> type:
+    """A worker that fetches what other workers have kept, itself: an argument that Ray fetches has no deadline."""
+
+    def fetch_and_call(
+        self: Any, method: str, shared: Any, spec: Any, kept: list[ray.ObjectRef], fetch_s: float
+    ) -> Any:
+        return getattr(self, method)(shared, spec, ray.get(kept[0], timeout=fetch_s))
+
+    return type(worker_class.__name__, (worker_class,), {"fetch_and_call": fetch_and_call})
+
+
 class Actors:
     """Keeps ``num_workers`` actors alive; ``idle`` are those that wait for work.
 
@@ -59,7 +70,7 @@ class Actors:
     def __init__(self, worker_class: type, config: TrainConfig, num_workers: int, report: Report) -> None:
         self._config, self._num_workers, self._report = config.workers, num_workers, report
         self._config_ref = ray.put(config)
-        self._class = ray.remote(worker_class).options(
+        self._class = ray.remote(_fetching(worker_class)).options(
             num_cpus=config.workers.cpus_per_worker,
             max_restarts=0,
             max_task_retries=0,

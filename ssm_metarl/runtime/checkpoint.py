@@ -101,6 +101,8 @@ def load_newest(storage: Storage, warn: Callable[[str], None]) -> tuple[TrainSta
             return _load(storage, name)
         except CheckpointError as error:
             warn(f"skipped a damaged checkpoint: {error}")
+    if names:
+        warn(f"none of the {len(names)} checkpoints in {storage.path()} can be used: starting from the beginning")
     return None
 
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from ssm_metarl.config import TrainConfig
 from ssm_metarl.env_runner.tasks import TaskError
+from ssm_metarl.runtime import machine
 from ssm_metarl.runtime.actors import TRANSFER_TIMEOUT_S, Actor, Actors, Event, PoolError, Report, describe
 from ssm_metarl.runtime.worker import TaskWorker
 from ssm_metarl.types import SharedState, TaskSpec
@@ -34,6 +35,9 @@ __all__ = ["Event", "LocalPool", "PoolError", "RayPool", "Report", "make_pool", 
 
 MAX_ATTEMPTS = 3
 POLL_S = 1.0
+FIRST_FETCH_S = 1.0
+MAX_FETCHES = 6
+"""A worker asks so often for a kept value, twice as long each time, unless it is known to be lost."""
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -102,6 +106,8 @@ class _Call:
     handle: _Handle | None
     keep: bool
     attempts: int = 0
+    fetches: int = 0
+    """How often its handle's value has not come in time."""
     then: _Call | None = None
     """The call that waits for this recollection of its handle."""
 
@@ -196,11 +202,14 @@ class RayPool:
             # The value may still be there, but if it is not, Ray takes half a minute to find that out.
             self._report({"event": "recollect", "cause": "the worker that made it died", "spec": str(call.spec)})
             call = _recollection(call)
-        call.attempts += 1
-        arguments = [call.shared_ref, call.spec]
-        if call.handle is not None:
-            arguments.append(call.handle.ref)
-        refs = getattr(actor.handle, call.method).options(num_returns=2 if call.keep else 1).remote(*arguments)
+        call.attempts += call.fetches == 0
+        if call.handle is None:
+            method, arguments = getattr(actor.handle, call.method), (call.shared_ref, call.spec)
+        else:
+            patience_s = FIRST_FETCH_S * 2**call.fetches
+            method = actor.handle.fetch_and_call
+            arguments = (call.method, call.shared_ref, call.spec, [call.handle.ref], patience_s)
+        refs = method.options(num_returns=2 if call.keep else 1).remote(*arguments)
         result_ref, kept_ref = refs if call.keep else (refs, None)
         self._running[result_ref] = _Running(call, actor, kept_ref, time.monotonic() + self._deadline_s)
 
@@ -224,9 +233,15 @@ class RayPool:
 
     def _recover(self, running: _Running, error: Exception, queue: deque[_Call]) -> None:
         """Puts the call back at the front of the queue; a lost handle is made again first, by the call that made it."""
-        call = running.call
+        call, cause = running.call, error.cause if isinstance(error, RayTaskError) else error
+        lost_object = isinstance(cause, ObjectLostError | GetTimeoutError)
+        if isinstance(cause, GetTimeoutError):
+            call.fetches += 1
+            if call.fetches < MAX_FETCHES and not call.handle.maker.died:
+                self._actors.doubt(running.actor)
+                queue.appendleft(call)
+                return
         said = {"cause": describe(error), "spec": str(call.spec), "attempt": call.attempts}
-        lost_object = _is_lost_object(error)
         if lost_object:
             self._actors.doubt(running.actor)
         else:
@@ -251,7 +266,7 @@ class RayPool:
 
 def _recollection(call: _Call) -> _Call:
     """The call that makes the handle of this one again, and has it follow."""
-    handle = call.handle
+    handle, call.fetches = call.handle, 0
     return _Call(None, handle.method, handle.shared_ref, handle.spec, None, keep=True, then=call)
 
 
@@ -268,7 +283,7 @@ def make_pool(config: TrainConfig, report: Report) -> LocalPool | RayPool:
 def _count_cpus() -> float:
     """CPUs of the cluster that is joined or about to be joined, else those that this process may use."""
     if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(machine.num_cores(), machine.cpu_limit() or math.inf)
     start_ray(1)
     return ray.cluster_resources().get("CPU", 1)
 
@@ -294,9 +309,3 @@ def start_ray(num_cpus: float) -> bool:
 def _task_failed(spec: TaskSpec, error: Exception) -> TaskError:
     traceback = f"\n{_ANSI_COLOUR.sub('', str(error))}" if isinstance(error, RayTaskError) else ""
     return TaskError(f"{spec} failed {MAX_ATTEMPTS} times; the last time because: {describe(error)}{traceback}")
-
-
-def _is_lost_object(error: Exception) -> bool:
-    return isinstance(error, ObjectLostError) or (
-        isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError)
-    )

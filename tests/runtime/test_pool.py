@@ -167,6 +167,37 @@ def test_a_lost_kept_value_is_made_again_by_the_call_that_made_it(make_pool, ray
     assert list(pool.map("use", later, specs, handles)) == [3.0, 4.0, 5.0, 6.0]
 
 
+@pytest.mark.parametrize(("maker_died", "fetches"), [(False, 3), (True, 0)])
+def test_a_kept_value_that_does_not_come_is_made_again(make_pool, ray_session, monkeypatch, maker_died, fetches):
+    """A machine that is gone does not say so: whoever waits for what lies there gives up, and stays alive."""
+    monkeypatch.setattr(pool_module, "FIRST_FETCH_S", 0.05)
+    monkeypatch.setattr(pool_module, "MAX_FETCHES", 3)
+    pool, events = make_pool(1)
+    specs = make_specs(3)
+    handles = [handle for _, handle in pool.map("make", SHARED, specs, keep=True)]
+    pid = worker_pid(pool)
+    never = ray_session.remote(num_cpus=0)(lambda: time.sleep(60)).remote()
+    handles[1].ref, handles[1].maker = never, Actor(None, died=maker_died)
+    calls = []
+    take = pool._actors.take
+    monkeypatch.setattr(pool._actors, "take", lambda: calls.append(1) or take())
+    assert list(pool.map("use", SHARED, specs, handles)) == [3.0, 4.0, 5.0]
+    assert [event["event"] for event in events] == ["recollect"]
+    assert len(calls) == 3 + 1 + fetches
+    assert worker_pid(pool) == pid
+    ray_session.cancel(never, force=True)
+
+
+def test_a_kept_value_that_comes_late_is_waited_for(make_pool, ray_session, monkeypatch):
+    monkeypatch.setattr(pool_module, "FIRST_FETCH_S", 0.3)
+    pool, events = make_pool(1)
+    [(_, handle)] = pool.map("make", SHARED, make_specs(1), keep=True)
+    kept = ray_session.get(handle.ref)
+    handle.ref = ray_session.remote(num_cpus=0)(lambda: time.sleep(1.0) or kept).remote()
+    assert list(pool.map("use", SHARED, make_specs(1), [handle])) == [3.0]
+    assert events == []
+
+
 def test_a_caller_that_walks_away_leaves_no_work_behind(make_pool):
     pool, _ = make_pool()
     results = pool.map("add", SHARED, make_specs(6, fault=FAULT_NAMES.index("hang"), times=1))
@@ -280,6 +311,22 @@ def test_work_goes_on_with_fewer_workers_than_wanted(make_pool, monkeypatch):
         or "did not answer within workers.start_timeout_s" in events[-1]["cause"]
     )
     assert len(events) <= 4
+
+
+@pytest.mark.parametrize(
+    ("cores", "limit", "per_worker", "num_workers"),
+    [(8, None, 1.0, 8), (8, 2.5, 1.0, 2), (64, None, 0.5, 10), (1, 0.3, 1, 1)],
+)
+def test_auto_takes_what_this_process_may_use(monkeypatch, cores, limit, per_worker, num_workers):
+    """Ten tasks; a container's limit counts as well as the cores that are seen in it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(pool_module.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(pool_module.machine, "num_cores", lambda: cores)
+    monkeypatch.setattr(pool_module.machine, "cpu_limit", lambda: limit)
+    monkeypatch.setattr(pool_module, "RayPool", lambda config, num_workers, report: num_workers)
+    config = load_config(None, {"workers.num_workers": "auto", "workers.cpus_per_worker": per_worker})
+    assert config.tasks_per_iteration == 10
+    assert pool_module.make_pool(config, print) == num_workers
 
 
 def test_all_cpus_are_free_afterwards(make_pool, ray_session):

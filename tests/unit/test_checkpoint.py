@@ -98,6 +98,16 @@ def test_the_manifest_says_what_the_numbers_depend_on(disk):
 def test_nothing_to_load(tmp_path):
     assert checkpoint.load_newest(open_storage(tmp_path / "absent"), pytest.fail) is None
     assert checkpoint.load_newest(open_storage("memory://absent"), pytest.fail) is None
+
+
+def test_nothing_but_damaged_checkpoints_is_told(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for path in [Path(save(storage, iteration)) for iteration in (1, 2)]:
+        (path / MANIFEST).unlink()
+    warnings = []
+    assert checkpoint.load_newest(storage, warnings.append) is None
+    assert len(warnings) == 3 and "none of the 2 checkpoints in" in warnings[2]
+    assert "starting from the beginning" in warnings[2]
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(tmp_path / "absent")
 

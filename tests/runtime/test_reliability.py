@@ -1,0 +1,80 @@
+"""The scenarios of benchmarks/reliability.py, small: nothing may break a promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import faults
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from scenarios import disks, drivers, workers  # noqa: E402
+
+faults.prepare()  # now, because the Ray of the session passes its environment on to its workers
+
+
+def assert_kept(record):
+    assert record.failures == [], "\n".join(record.failures)
+    assert record.n > 0 and record.detail
+
+
+def test_one_hash_for_any_number_of_workers(ray_session, tmp_path):
+    """Fewer than three workers: tests/runtime/test_sameness.py."""
+    assert_kept(workers.sameness(tmp_path, counts=(0, 4), seeds=(1,), presets=("maml",)))
+
+
+def test_killed_workers_change_nothing(ray_session, tmp_path):
+    assert_kept(workers.killed_workers(tmp_path, 1, places=("inner step", "between passes", "sending", "starting")))
+
+
+def test_a_fault_that_strikes_once_changes_nothing(ray_session, tmp_path):
+    assert_kept(workers.faults_once(tmp_path, kinds=("hang", "nan", "segfault")))
+
+
+def test_a_fault_that_always_strikes_ends_the_run_and_names_the_task(ray_session, tmp_path):
+    assert_kept(workers.faults_always(tmp_path, kinds=("ragged", "exit")))
+
+
+def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path):
+    assert_kept(drivers.killed_drivers(tmp_path, 2, kills=1, every=(1,), wait_for_agents=False))
+
+
+def test_a_signal_ends_a_run_in_good_order(tmp_path):
+    assert_kept(drivers.stopped_while_hung(tmp_path, names=("SIGTERM", "SIGINT")))
+
+
+def test_a_save_that_is_killed_leaves_a_state(tmp_path):
+    assert_kept(disks.killed_saves(tmp_path, 2))
+
+
+def test_no_damaged_checkpoint_is_loaded(tmp_path):
+    assert_kept(disks.damaged_checkpoints(tmp_path, 200))
+
+
+def test_lost_disks_are_told_in_one_line(tmp_path):
+    cases = ("full disk of checkpoints", "full disk of runs", "deleted run with its checkpoints")
+    assert_kept(disks.lost_disks(tmp_path, cases))
+
+
+def test_a_full_disk_may_be_emptied_in_time(tmp_path):
+    record = disks.full_for_a_while(tmp_path)
+    if record.n == 0:
+        pytest.skip(record.detail)
+    assert_kept(record)
+
+
+def test_the_script_writes_its_table(tmp_path):
+    """And the death of a node, which needs a process without the session's Ray."""
+    command = [sys.executable, ROOT / "benchmarks" / "reliability.py", "--quick"]
+    path = tmp_path / "records.json"
+    words = [*command, "--only", "killed-nodes", "--json", path]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False, env=dict(os.environ))
+    assert path.exists(), done.stderr
+    [record] = json.loads(path.read_text(encoding="utf-8"))["records"]
+    assert record["failures"] == [] and done.returncode == 0
+    unknown = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, timeout=60, check=False)
+    assert unknown.returncode == 2 and "no scenario nothing; there are sameness, " in unknown.stderr
