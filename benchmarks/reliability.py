@@ -64,7 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="every scenario small")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these scenarios")
-    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--json", type=Path, help="write the records here; with --only, in the place of those there")
     options = parser.parse_args()
     table = scenarios()
     names = options.only or list(table)
@@ -76,6 +76,10 @@ def main() -> int:
         records = [record for name in names for record in run_alone(name, options.quick)]
     from ssm_metarl.runtime.checkpoint import versions
 
+    if options.only and options.json and options.json.exists():
+        kept = json.loads(options.json.read_text(encoding="utf-8"))["records"]
+        new = {record["test"]: record for record in records}
+        records = [new.pop(record["test"], record) for record in kept] + list(new.values())
     report = {"command": " ".join(sys.argv), "versions": versions(), "cores": os.cpu_count(), "records": records}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")

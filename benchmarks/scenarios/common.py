@@ -22,7 +22,7 @@ from ssm_metarl.runtime.metrics import Sink, read_metrics
 CPUS = 4
 ATTEMPTS = 3
 START_UP_S = 30.0
-"""What the start of a worker may take on a busy machine with two cores."""
+"""What the start of Ray or of a worker may take on a busy machine with two cores."""
 SMALL: dict[str, Any] = {
     "tasks_per_iteration": 4,
     "env.horizon": 8,

@@ -15,9 +15,11 @@ import logging
 import math
 import os
 import re
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,7 +293,7 @@ def _count_cpus() -> float:
 def start_ray(num_cpus: float) -> bool:
     """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already.
 
-    Ray takes SIGTERM for itself: whoever handles that signal must do so again afterwards.
+    Whoever handles SIGTERM must do so again afterwards: Ray's libraries put a handler of theirs before his.
     """
     if ray.is_initialized():
         return False
@@ -302,8 +304,24 @@ def start_ray(num_cpus: float) -> bool:
     # The kept value of a call that raised holds the same error, and nobody gets it.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(**options)
+    with _sigterm_kept():
+        ray.init(**options)
     return True
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keeps Ray from replacing a handler of SIGTERM: its own exits in the midst of the start, and leaves processes."""
+    utils = ray._private.utils  # Not public; without it a signal during the start is handled less well.
+    install = getattr(utils, "set_sigterm_handler", None)
+    if install is None or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        yield
+        return
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
 
 
 def _task_failed(spec: TaskSpec, error: Exception) -> TaskError:
