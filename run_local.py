@@ -6,7 +6,7 @@ What it does, in order (see ssm_metarl/cli.py and ssm_metarl/runtime/driver.py):
 
     config = load_config(...)                 one YAML file + overrides -> one frozen tree
     summary = MetaTrainer(config).run()       Ray actors adapt to tasks, the driver steps on their meta-gradients
-    write_evaluation(...), draw_learning_curve(...)
+    write_evaluation(...), write_report(...)
 """
 
 import sys

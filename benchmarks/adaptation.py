@@ -70,7 +70,7 @@ def train(name: str, arm: str, seed: int, budget: int | None) -> dict:
         "name": name,
         "arm": arm,
         "seed": seed,
-        "returns": evaluation.returns_KS.tolist(),
+        "returns": evaluation.returns["meta"].tolist(),
         "num_env_steps": trainer.num_env_steps,
         "iterations": trainer.iteration,
         "cpu_s": cpu_s,

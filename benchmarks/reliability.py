@@ -76,11 +76,12 @@ def main() -> int:
         records = [record for name in names for record in run_alone(name, options.quick)]
     from ssm_metarl.runtime.checkpoint import versions
 
+    command = " ".join(sys.argv)
     if options.only and options.json and options.json.exists():
-        kept = json.loads(options.json.read_text(encoding="utf-8"))["records"]
-        new = {record["test"]: record for record in records}
-        records = [new.pop(record["test"], record) for record in kept] + list(new.values())
-    report = {"command": " ".join(sys.argv), "versions": versions(), "cores": os.cpu_count(), "records": records}
+        kept, new = json.loads(options.json.read_text(encoding="utf-8")), {each["test"]: each for each in records}
+        records = [new.pop(each["test"], each) for each in kept["records"]] + list(new.values())
+        command = f"{kept['command']}; {command}"
+    report = {"command": command, "versions": versions(), "cores": os.cpu_count(), "records": records}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     if len(names) > 1 or not options.json:

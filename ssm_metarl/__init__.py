@@ -19,6 +19,7 @@ _HOMES = {
     "load_config": "config",
     "MetaTrainer": "runtime.driver",
     "CheckpointError": "runtime.checkpoint",
+    "load_policy": "deployment",
 }
 
 __all__ = sorted(_HOMES)

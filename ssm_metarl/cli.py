@@ -1,4 +1,4 @@
-"""The commands: ``ssm-metarl train | evaluate | doctor``. Each is a dataclass of arguments and a function."""
+"""The commands: ``ssm-metarl train | evaluate | report | adapt | export | doctor``, each a dataclass and a function."""
 
 from __future__ import annotations
 
@@ -30,10 +30,56 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained run: return after k = 0, 1, 2, ... adaptation steps on its held-out test tasks."""
+    """Measure trained runs: return after k = 0, 1, 2, ... adaptation steps on held-out test tasks, per strategy."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run's folder. Settings such as --eval.num_tasks may be given anew."""
+    """The run's folder, or its name in run.dir. Settings such as --eval.num_tasks may be given anew."""
+    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Further runs, such as other seeds: then also the table of all, with intervals over runs and tasks."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Show a run, or several side by side, as one page with pictures: report.html, for any browser, also offline."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder, or its name in run.dir. It need not be finished."""
+    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Further runs. Those that differ only by their seed are joined, with intervals over seeds and tasks."""
+    out: Path | None = None
+    """The file; without one, report.html in the run's folder, or in this folder if there are several runs."""
+    pictures: Path | None = None
+    """A folder in which to put the charts as SVG files as well."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the policy of a run as NAME.safetensors and NAME.yaml, which act and adapt without the run and Ray."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder, or its name in run.dir. Settings of the adapter, such as --adapter.strategy, become the
+    exported policy's."""
+    out: Path | None = None
+    """A file that ends in .safetensors; without one, policy.safetensors in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Let a trained policy live in a held-out task: it plays, learns from what it played, and plays on."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's folder, its name in run.dir, an exported .safetensors file, or pretrained:NAME. --adapter.strategy says
+    how it learns, --env.id and --env.vary put it into another environment of the same sizes."""
+    episodes: int | None = None
+    """Episodes to live; it learns after every env.episodes_per_task of them. Without one: eval.num_steps times, and
+    plays once more."""
+    task: int | None = None
+    """Index of the held-out test task; without one, drawn by --seed."""
+    video: Path | None = None
+    """A clip of one episode before and after, side by side: a file that ends in .gif or .webp. Of Navigation2D also the
+    paths as a drawing: .svg."""
+    out: Path | None = None
+    """Where to write the policy as it is in the end: a file that ends in .safetensors."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +88,11 @@ class Doctor:
 
 
 def train(arguments: Train, overrides: dict[str, Any]) -> int:
-    """Trains, writes ``eval.json`` and ``learning_curve.png``, prints the adaptation table and the ``done:`` line."""
+    """Trains, writes ``eval.json`` and ``report.html``, prints the adaptation table and the ``done:`` line."""
     config = load_config(arguments.config, overrides)
     from ssm_metarl.env_runner.tasks import TaskError
     from ssm_metarl.evaluation.evaluate import adaptation_table, write_evaluation
-    from ssm_metarl.evaluation.report import draw_learning_curve
+    from ssm_metarl.evaluation.report import write_report
     from ssm_metarl.runtime.driver import MetaTrainer
     from ssm_metarl.runtime.metrics import ConsoleSink
     from ssm_metarl.runtime.signals import StopSignals
@@ -57,20 +103,43 @@ def train(arguments: Train, overrides: dict[str, Any]) -> int:
         raise ConfigError(f"{_source_of_env(arguments.config, overrides)}: {error}") from error
     summary = trainer.run(StopSignals(config.run.grace_s))
     write_evaluation(summary.folder, config, summary.evaluation, trainer.params_P)
-    title = f"{config.env.id}: {config.algorithm}, {config.policy.core} core"
-    picture = draw_learning_curve(summary.folder, title, summary.evaluation, config.inner.num_steps)
-    print(f"\n{adaptation_table(config, summary.evaluation)}\n\nlearning curve: {picture}\n{summary}", flush=True)
+    print(f"\n{adaptation_table(config, summary.evaluation)}\n", flush=True)
+    try:
+        print(f"report: {write_report([summary.folder])}")
+    except OSError as error:
+        # The run is saved and evaluated: a full disk must not make it a failure.
+        print(f"no report: {error}; to write it: ssm-metarl report {summary.folder}", file=sys.stderr)
+    print(summary, flush=True)
     return 0
 
 
 def evaluate(arguments: Evaluate, overrides: dict[str, Any]) -> int:
-    """Evaluates the newest valid checkpoint and prints the adaptation table."""
-    from ssm_metarl.env_runner.tasks import TaskError
-    from ssm_metarl.evaluation.evaluate import adaptation_table, evaluate_run
+    """Evaluates the newest valid checkpoint of each run and prints its table, then that of all runs."""
+    from ssm_metarl.evaluation.curves import join, table
+    from ssm_metarl.evaluation.evaluate import evaluate_runs
 
-    with exit_when_wrong(TaskError):
-        config, evaluation = evaluate_run(arguments.run, overrides)
-    print(adaptation_table(config, evaluation), flush=True)
+    folders, records = [Path(_trained(str(run), overrides)) for run in (arguments.run, *arguments.more)], {}
+    for name, record in evaluate_runs(folders, overrides):
+        records[name] = record
+        title, end = (f"{name}: ", "\n\n") if arguments.more else ("", "\n")
+        print(title + table(join({name: record})), end=end, flush=True)
+    if arguments.more:
+        print(table(join(records)), flush=True)
+    return 0
+
+
+def report(arguments: Report, overrides: dict[str, Any]) -> int:
+    """Writes the page, and the charts if asked for, and says where."""
+    runs = [Path(_trained(str(run), overrides)) for run in (arguments.run, *arguments.more)]
+    if others := [f"--{key}" for key in overrides if key != "run.dir"]:
+        raise ConfigError(f"command line: report shows what was measured, and takes no {', '.join(others)}")
+    from ssm_metarl.evaluation.report import write_pictures, write_report
+    from ssm_metarl.runtime.process import limit_threads
+
+    limit_threads()
+    print(f"report: {write_report(runs, arguments.out)}", flush=True)
+    if arguments.pictures:
+        print("\n".join(str(path) for path in write_pictures(runs, arguments.pictures)), flush=True)
     return 0
 
 
@@ -81,7 +150,54 @@ def doctor(_: Doctor, overrides: dict[str, Any]) -> int:
     return examine(load_config(None, overrides))
 
 
-COMMANDS = {"train": (Train, train), "evaluate": (Evaluate, evaluate), "doctor": (Doctor, doctor)}
+def export(arguments: Export, overrides: dict[str, Any]) -> int:
+    """Writes the policy of a run as two files, and says where."""
+    run = _trained(arguments.run, overrides)
+    from ssm_metarl.deployment import export
+    from ssm_metarl.env_runner.tasks import TaskError
+
+    with exit_when_wrong(TaskError):
+        path = export(run, arguments.out, overrides)
+    print(f"{path} ({path.stat().st_size / 1024:.0f} kB) and {path.stem}.yaml beside it: load_policy({str(path)!r})")
+    return 0
+
+
+def adapt(arguments: Adapt, overrides: dict[str, Any]) -> int:
+    """Shows a life in one task: each episode's return, what was learned after which, and what it came to."""
+    run = _trained(arguments.run, overrides)
+    from ssm_metarl.deployment import load_policy
+    from ssm_metarl.env_runner.tasks import TaskError
+    from ssm_metarl.evaluation.live import Home, live
+    from ssm_metarl.runtime.policy_file import require_suffix
+    from ssm_metarl.runtime.process import limit_threads
+
+    if arguments.out:
+        require_suffix(arguments.out)
+    limit_threads()
+    with exit_when_wrong(TaskError):
+        policy = load_policy(run, overrides)
+        home = Home.choose(policy, arguments.task)
+    config = policy.config
+    print(f"{arguments.run}: {config.policy.core} core, strategy {config.adapter.strategy}\n{home}", flush=True)
+    finish_video = _start_video(arguments.video, policy, home) if arguments.video else None
+    lived = live(policy, home, arguments.episodes, lambda line: print(line, flush=True))
+    print(lived, flush=True)
+    if finish_video:
+        finish_video(lived)
+        print(f"before and after: {arguments.video}", flush=True)
+    if arguments.out:
+        print(f"the policy as it is now: {policy.save(arguments.out)}", flush=True)
+    return 0
+
+
+COMMANDS = {
+    "train": (Train, train),
+    "evaluate": (Evaluate, evaluate),
+    "report": (Report, report),
+    "adapt": (Adapt, adapt),
+    "export": (Export, export),
+    "doctor": (Doctor, doctor),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -116,6 +232,20 @@ def main(argv: Sequence[str]) -> int:
         status = getattr(error, "exit_status", EXIT_FAILED)
         print(f"{'error: ' if status == EXIT_FAILED else ''}{error}", file=sys.stderr)
         return status
+
+
+def _trained(run: str, overrides: dict[str, Any]) -> str:
+    """Where the policy is: the argument, or the run of that name in ``run.dir``. A wrong setting is a ConfigError."""
+    named = Path(load_config(None, overrides).run.dir) / run
+    return str(named) if named.is_dir() and not Path(run).exists() else run
+
+
+def _start_video(path: Path, policy: Any, home: Any) -> Any:
+    try:
+        from ssm_metarl.evaluation.clips import start_video
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'--video needs a package: {error}; pip install "ssm-metarl[video]"') from error
+    return start_video(path, policy, home)
 
 
 def _source_of_env(config: Path | None, overrides: dict[str, Any]) -> str:

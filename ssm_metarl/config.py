@@ -68,10 +68,13 @@ def _printable(text: str) -> str:
     return text
 
 
-def _inputs(inputs: tuple[str, ...]) -> tuple[str, ...]:
-    if not inputs or len(set(inputs)) != len(inputs):
-        raise ValueError("a list of at least one input, each named once")
-    return inputs
+def _at_least_one(thing: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"a list of at least one {thing}, each named once")
+        return names
+
+    return check
 
 
 Real = Annotated[float, BeforeValidator(_numeric)]
@@ -80,6 +83,7 @@ Count = Annotated[int, Strict(), Field(ge=1), AfterValidator(_below(31))]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 Input = Literal["observation", "previous_action", "previous_reward", "episode_start"]
+Strategy = Literal["none", "online", "meta"]
 
 _DISTRIBUTIONS: dict[str, tuple[str, Callable[..., bool]]] = {
     "uniform": ("[low, high] with low <= high", lambda low, high: low <= high),
@@ -143,7 +147,7 @@ class PolicyConfig(Config):
     """Width of the core's state."""
     num_layers: Count = 1
     """Layers of the core."""
-    inputs: Annotated[tuple[Input, ...], AfterValidator(_inputs)] = ("observation",)
+    inputs: Annotated[tuple[Input, ...], AfterValidator(_at_least_one("input"))] = ("observation",)
     """What the policy reads at each step."""
     initial_log_std: Real = Field(-0.5, ge=-5.0, le=2.0)
     """Logarithm of the initial standard deviation of continuous actions, in units in which a bounded Box is [-1, 1]."""
@@ -191,12 +195,21 @@ class AdvantageConfig(Config):
 class AdapterConfig(Config):
     """Test-time adaptation of a trained policy; training does not read it."""
 
-    strategy: Literal["none", "online", "meta"] = "none"
-    """No adaptation, gradient steps as data come, or steps that follow recorded meta-features."""
-    lr: Real = Field(0.001, gt=0.0)
-    """Step size of an adaptation step."""
+    strategy: Strategy = "meta"
+    """none: nothing is learned; online: gradient steps that add up; meta: every task starts from the meta-parameters
+    and takes the steps that meta-training took."""
+    lr: Annotated[Real, Field(gt=0.0)] | None = None
+    """Step size of an adaptation step; null: inner.lr for meta, a tenth of it for online."""
     max_steps_per_call: Count = 1
     """Gradient steps that one call of adapt may take."""
+    max_grad_norm: Real = Field(10.0, gt=0.0)
+    """A longer gradient is scaled down to this norm (strategy online)."""
+    trust_region: Real = Field(1.0, gt=0.0)
+    """Largest distance from the meta-parameters, as a share of their norm (strategy online)."""
+    parameters: Annotated[tuple[Text, ...], AfterValidator(_at_least_one("name"))] = ("*",)
+    """Names of the parameters that adapt, with the wildcards * and ?; the others stay as they are."""
+    false_alarm_rate: Real = Field(0.001, gt=0.0, lt=0.5)
+    """How often an unchanged task may be taken for a new one, per call of observe (strategy meta)."""
 
 
 class WorkersConfig(Config):
@@ -223,6 +236,8 @@ class EvalConfig(Config):
     """Held-out tasks."""
     num_steps: Whole = 3
     """Adaptation steps up to which the final table goes."""
+    strategies: Annotated[tuple[Strategy, ...], AfterValidator(_at_least_one("strategy"))] = ("none", "online", "meta")
+    """Strategies of adaptation that the final table compares; meta is always among them."""
 
 
 class CheckpointConfig(Config):

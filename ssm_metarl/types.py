@@ -44,6 +44,8 @@ class TaskSpec:
     task_index: int
     task: Task
     num_adaptation_steps: int
+    strategy: str = "meta"
+    """How the policy adapts when it is evaluated."""
 
     def rng(self) -> np.random.Generator:
         """The random stream of this task's rollouts."""
@@ -84,6 +86,8 @@ class Rollout:
     """float32, 1 while the episode lasts."""
     final_observation_BO: np.ndarray
     foreign_truncation_B: np.ndarray
+    success_B: np.ndarray | None = None
+    """bool [B]: ``info["success"]`` was true at some step of the episode; None: the environment does not say."""
 
     @property
     def num_steps(self) -> int:
@@ -91,9 +95,14 @@ class Rollout:
         return int(self.mask_TB.sum())
 
     @property
+    def return_B(self) -> np.ndarray:
+        """Undiscounted return of each episode, float64 [B]."""
+        return (self.reward_TB * self.mask_TB).sum(axis=0, dtype=np.float64)
+
+    @property
     def mean_return(self) -> float:
         """Undiscounted return, mean over the episodes."""
-        return float((self.reward_TB * self.mask_TB).sum(axis=0, dtype=np.float64).mean())
+        return float(self.return_B.mean())
 
 
 @dataclass(frozen=True)
@@ -110,11 +119,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The answer to a spec. ``returns``: mean return after k = 0, 1, ... adaptation steps (empty for later passes)."""
+    """The answer to a spec. ``returns``: mean return after k = 0, 1, ... adaptation steps (empty for later passes).
+
+    ``successes``: the same for the share of episodes that succeed, empty where the environment does not say.
+    """
 
     spec: TaskSpec
     gradient_P: np.ndarray | None
     returns: tuple[float, ...] = ()
+    successes: tuple[float, ...] = ()
     num_env_steps: int = 0
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -5,7 +5,6 @@ import os
 from ssm_metarl.runtime.process import ENVIRONMENT
 
 os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.endswith("_THREADS")})
-os.environ["MPLBACKEND"] = "agg"
 # Ray gives its workers the lowest priority; on a busy machine the tests would wait for them for minutes.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is Ray's)
 

@@ -92,7 +92,7 @@ class Driver:
         self._stdout, self._stderr = (tempfile.NamedTemporaryFile(suffix=".log") for _ in range(2))  # noqa: SIM115
         name, value = self._mark.split("=")
         # Ray gives its workers the lowest priority; on a busy machine the tests would wait for them for minutes.
-        ours = {"RAY_worker_niceness": "0", "MPLBACKEND": "agg", name: value}
+        ours = {"RAY_worker_niceness": "0", name: value}
         self.began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],

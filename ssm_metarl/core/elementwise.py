@@ -20,12 +20,12 @@ RMS_EPSILON = 1e-6
 
 def rms_norm(x: Tensor) -> Tensor:
     """u = x / sqrt(mean(x²) + 1e-6) over the last axis, without weights: those of the next linear layer do."""
-    return _RmsNorm.apply(x)[0]
+    return (_RmsNorm.apply if torch.is_grad_enabled() else _RmsNorm.forward)(x)[0]
 
 
 def decay_and_scale(log_a: Tensor) -> tuple[Tensor, Tensor]:
     """(a, sqrt(1 - a²)) of log a < 0, precise where a is close to 1: a h + sqrt(1 - a²) v keeps the variance."""
-    return _DecayAndScale.apply(log_a)
+    return (_DecayAndScale.apply if torch.is_grad_enabled() else _DecayAndScale.forward)(log_a)
 
 
 class _RmsNorm(Function):

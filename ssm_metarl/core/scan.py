@@ -39,7 +39,8 @@ def linear_scan(a_TBN: Tensor, b_TBN: Tensor, initial_BN: Tensor | None = None) 
         )
     if initial_BN is not None:
         b_TBN = torch.cat([torch.addcmul(b_TBN[:1], a_TBN[:1], initial_BN), b_TBN[1:]])
-    return _Scan.apply(a_TBN, b_TBN)
+    # Without a gradient to come, the bookkeeping of a Function would be a good part of the work.
+    return _Scan.apply(a_TBN, b_TBN) if torch.is_grad_enabled() else _run(a_TBN, b_TBN, reverse=False)
 
 
 def _recur(a_: Sequence[Any], b_: Sequence[Any], h_: Sequence[Any], lib: Any) -> None:

@@ -81,6 +81,8 @@ def collect(
         _require_finite(env, t, "reward", reward_B)
         _require_finite(env, t + 1, "observation", observation_BO)
         recorder.write_step(t, action_BA, dist_BD, logp_B, reward_B)
+        if "success" in info:
+            recorder.write_success(info["success"])
         ending_B = terminated_B | truncated_B
         if ending := np.count_nonzero(ending_B):
             recorder.write_end(t, ending_B, info["foreign_truncation"])
@@ -112,6 +114,7 @@ class _Recorder:
         self.length_B = np.full(env.num_envs, horizon)
         self.foreign_truncation_B = np.zeros(env.num_envs, bool)
         self.dist_TBD: np.ndarray | None = None
+        self.success_B: np.ndarray | None = None
         widths = _input_widths(observation_dim, action_dim)
         only_observation = inputs == ("observation",)
         width = sum(widths[name] for name in inputs)
@@ -147,6 +150,11 @@ class _Recorder:
             self.dist_TBD = np.zeros((*self.reward_TB.shape, dist_BD.shape[1]), np.float32)
         self.action_TBA[t], self.dist_TBD[t], self.logp_TB[t], self.reward_TB[t] = action_BA, dist_BD, logp_B, reward_B
 
+    def write_success(self, success_B: np.ndarray) -> None:
+        """Records who has succeeded; rows of which the environment says nothing have not."""
+        earlier_B = False if self.success_B is None else self.success_B
+        self.success_B = earlier_B | success_B.astype(bool)
+
     def write_end(self, t: int, ending_B: np.ndarray, foreign_truncation_B: np.ndarray) -> None:
         """Records whose last step was t."""
         self.length_B[ending_B] = t + 1
@@ -165,4 +173,5 @@ class _Recorder:
             mask_TB=(step_T1 < self.length_B).astype(np.float32),
             final_observation_BO=final_observation_BO,
             foreign_truncation_B=self.foreign_truncation_B,
+            success_B=self.success_B,
         )

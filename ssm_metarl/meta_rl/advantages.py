@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssm_metarl.config import AdvantageConfig
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import Batch, Rollout
 
 RIDGE = 1e-5
 """Keeps the baseline's normal equations solvable when features repeat each other (constant observations)."""
@@ -87,6 +87,18 @@ def compute_advantages(rollout: Rollout, config: AdvantageConfig) -> np.ndarray:
     value_TB, bootstrap_B = fit_baseline(rollout, config.discount)
     advantage_TB = gae(rollout.reward_TB, value_TB, rollout.mask_TB, bootstrap_B, config.discount, config.gae_lambda)
     return normalise(advantage_TB, rollout.mask_TB)
+
+
+def make_batch(rollout: Rollout, config: AdvantageConfig) -> Batch:
+    """What a policy-gradient loss reads of a rollout."""
+    return Batch(
+        input_TBI=rollout.input_TBI,
+        action_TBA=rollout.action_TBA,
+        dist_TBD=rollout.dist_TBD,
+        logp_TB=rollout.logp_TB,
+        advantage_TB=compute_advantages(rollout, config),
+        mask_TB=rollout.mask_TB,
+    )
 
 
 def _discounted_sum(x_TB: np.ndarray, factor_TB: np.ndarray) -> np.ndarray:

@@ -28,10 +28,19 @@ def inner_step(loss: Tensor, params: Mapping[str, Tensor], lr: float, *, first_o
     Returns:
         A new mapping with the same names, still attached to the graph of ``params``.
     """
+    return descend(params, gradients(loss, params, first_order=first_order), lr)
+
+
+def gradients(loss: Tensor, params: Mapping[str, Tensor], *, first_order: bool) -> Params:
+    """``d loss / d theta`` by name, of the parameters that ask for a gradient and that the loss touches."""
     trainable = {name: param for name, param in params.items() if param.requires_grad}
-    gradients = torch.autograd.grad(loss, list(trainable.values()), create_graph=not first_order, allow_unused=True)
-    step = {name: gradient for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None}
-    return {name: param - lr * step[name] if name in step else param for name, param in params.items()}
+    found = torch.autograd.grad(loss, list(trainable.values()), create_graph=not first_order, allow_unused=True)
+    return {name: gradient for name, gradient in zip(trainable, found, strict=True) if gradient is not None}
+
+
+def descend(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> Params:
+    """``theta - lr * gradient``; parameters without a gradient stay as they are."""
+    return {name: param - lr * gradient[name] if name in gradient else param for name, param in params.items()}
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -88,20 +88,6 @@ def meta_loss(policy: Policy, params: Params, source: BatchSource, config: Train
     return -surrogate(*terms, "lvc")
 
 
-def adapt(policy: Policy, params: Params, batch: Batch, config: TrainConfig, k: int) -> Params:
-    """The inner step after k others on one support rollout, detached: adaptation at evaluation time.
-
-    Steps beyond those of meta-training go half as far: the advantages' normalisation makes every step as long as the
-    first, and a policy that is nearly there would overshoot.
-    """
-    lr = config.inner.lr if k < config.inner.num_steps else config.inner.lr / 2
-    batch = as_tensors(batch)
-    logp_TB = _distribution(policy, params, batch).log_prob(batch.action_TBA)
-    loss = -surrogate(logp_TB, batch.logp_TB, batch.advantage_TB, batch.mask_TB, config.inner.estimator)
-    adapted = inner_step(loss, params, lr, first_order=True)
-    return {name: value.detach().requires_grad_() for name, value in adapted.items()}
-
-
 def fold(gradients: Iterable[np.ndarray]) -> np.ndarray:
     """Mean of the tasks' meta-gradients, in task order in float64, cast once: the same bits for any worker count.
 

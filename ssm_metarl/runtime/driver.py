@@ -17,9 +17,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,11 +42,18 @@ from ssm_metarl.types import SharedState, Stream, Task, TaskResult, TaskSpec, ma
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns on held-out tasks. ``returns_KS[i, k]``: mean return on task i after k adaptation steps."""
+    """Returns on held-out tasks, by strategy of adaptation.
+
+    ``returns["meta"][i, k]``: mean return on task i after k calls of the adapter. ``skipped["meta"]``: in how many of
+    all calls it found a reason not to learn, such as a number that is not finite.
+    """
 
     split: str
     tasks: list[Task]
-    returns_KS: np.ndarray
+    returns: dict[str, np.ndarray]
+    skipped: dict[str, int]
+    successes: dict[str, np.ndarray] | None = None
+    """The same for the share of episodes that succeed; None: the environment does not say."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class Summary:
 
     def __str__(self) -> str:
         return f"done: pre {self.pre:.4g} post {self.post:.4g} params_sha256 {self.params_sha256} run {self.folder}"
+
+
+class _Pass(NamedTuple):
+    """One outer step: the mean meta-loss, the gradient's norm before clipping, seconds of the workers and of itself."""
+
+    meta_loss: float
+    grad_norm: float
+    worker_s: float
+    outer_s: float
 
 
 class RunStopped(RuntimeError):
@@ -155,22 +172,28 @@ class MetaTrainer:
             results.append(result)
             handles.append(handle)
             self._tell("task", self.iteration, len(results), len(specs))
-        meta_loss, grad_norm = self._outer_step(results)
+        passes = [self._outer_step(results)]
         for _ in range(self.config.outer.num_passes - 1):
-            meta_loss, grad_norm = self._outer_step(pool.map("revisit", self._shared(), specs, handles))
+            passes.append(self._outer_step(pool.map("revisit", self._shared(), specs, handles)))
         steps = sum(result.num_env_steps for result in results)
         self.num_env_steps += steps
         self.iteration += 1
         seconds = time.perf_counter() - began
+        rollout_s = sum(result.metrics["rollout_s"] for result in results)
+        gradient_s = sum(one.worker_s for one in passes) - rollout_s
         record = {
             "iteration": self.iteration - 1,
             "return_pre_adaptation": float(np.mean([result.returns[0] for result in results])),
             "return_post_adaptation": float(np.mean([result.returns[-1] for result in results])),
-            "meta_loss": meta_loss,
-            "grad_norm": grad_norm,
+            "meta_loss": passes[-1].meta_loss,
+            "grad_norm": passes[-1].grad_norm,
             "num_env_steps": self.num_env_steps,
             "iteration_s": seconds,
             "env_steps_per_s": steps / seconds,
+            "rollout_s": rollout_s,
+            "gradient_s": gradient_s,
+            "outer_s": sum(one.outer_s for one in passes),
+            "waiting_s": max(0.0, max(1, pool.num_workers) * seconds - rollout_s - gradient_s),
             "workers": pool.num_workers,
             "respawns": self._counts["respawn"],
             "retries": self._counts["retry"],
@@ -215,31 +238,35 @@ class MetaTrainer:
     def _shared(self) -> SharedState:
         return SharedState(self.params_P)
 
-    def _outer_step(self, results: Iterable[TaskResult]) -> tuple[float, float]:
-        """Steps on the folded meta-gradient. Returns the mean meta-loss and the gradient's norm before clipping."""
-        losses: list[float] = []
+    def _outer_step(self, results: Iterable[TaskResult]) -> _Pass:
+        """Steps on the folded meta-gradient."""
+        losses, seconds = [], []
 
         def gradients() -> Iterable[np.ndarray]:
             for result in results:
                 losses.append(result.metrics["meta_loss"])
+                seconds.append(result.seconds)
                 yield result.gradient_P
 
-        self.params.grad = torch.from_numpy(fold(gradients()))
+        gradient_P = torch.from_numpy(fold(gradients()))
+        began = time.perf_counter()
+        self.params.grad = gradient_P
         grad_norm = torch.nn.utils.clip_grad_norm_(
             [self.params], self.config.outer.max_grad_norm, error_if_nonfinite=True
         )
         self.optimizer.step()
-        return float(np.mean(losses)), grad_norm.item()
+        return _Pass(float(np.mean(losses)), grad_norm.item(), sum(seconds), time.perf_counter() - began)
 
     def _validate(self, pool: LocalPool | RayPool) -> None:
         evaluation = evaluate(pool, self.family, self.config, self.params_P, "validation", self.config.inner.num_steps)
-        means = evaluation.returns_KS.mean(axis=0)
+        means = evaluation.returns["meta"].mean(axis=0)
         self._tell("evaluation", self.iteration, {"pre": float(means[0]), "post": float(means[-1])})
 
     def _finish(self, pool: LocalPool | RayPool) -> Summary:
         steps = max(self.config.eval.num_steps, self.config.inner.num_steps)
-        evaluation = evaluate(pool, self.family, self.config, self.params_P, "test", steps)
-        means = evaluation.returns_KS.mean(axis=0)
+        strategies = self.config.eval.strategies
+        evaluation = evaluate(pool, self.family, self.config, self.params_P, "test", steps, strategies)
+        means = evaluation.returns["meta"].mean(axis=0)
         pre, post = float(means[0]), float(means[self.config.inner.num_steps])
         self._tell("evaluation", self.iteration, {"pre": pre, "post": post})
         return Summary(pre, post, params_sha256(self.params_P), self.folder, evaluation)
@@ -312,16 +339,38 @@ def make_specs(
 
 
 def evaluate(
-    pool: LocalPool | RayPool, family: TaskFamily, config: TrainConfig, params_P: np.ndarray, split: str, num_steps: int
+    pool: LocalPool | RayPool,
+    family: TaskFamily,
+    config: TrainConfig,
+    params_P: np.ndarray,
+    split: str,
+    num_steps: int,
+    strategies: Sequence[str] = ("meta",),
 ) -> Evaluation:
-    """Adapts to the fixed tasks of a held-out split, through the same pool.
+    """Adapts to the fixed tasks of a held-out split by each of these strategies and ``meta``, through the same pool.
 
-    The random streams do not depend on the iteration: two sets of parameters meet the same tasks and the same noise.
+    The random streams depend neither on the iteration nor on the strategy: two sets of parameters meet the same tasks
+    and the same noise.
     """
+    strategies = list(dict.fromkeys([*strategies, "meta"]))
     tasks = family.tasks(split, config.eval.num_tasks)
-    specs = make_specs(config, Stream.EVALUATE, 0, tasks, num_steps)
-    results = pool.map("evaluate", SharedState(params_P), specs)
-    return Evaluation(split, tasks, np.array([result.returns for result in results]))
+    specs = [
+        replace(spec, strategy=strategy)
+        for strategy in strategies
+        for spec in make_specs(config, Stream.EVALUATE, 0, tasks, num_steps)
+    ]
+    results = list(pool.map("evaluate", SharedState(params_P), specs))
+    parts = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(strategies)}
+    knows_success = all(len(result.successes) == num_steps + 1 for result in results)
+    return Evaluation(
+        split,
+        tasks,
+        returns={name: np.array([result.returns for result in part]) for name, part in parts.items()},
+        skipped={name: int(sum(result.metrics["skipped"] for result in part)) for name, part in parts.items()},
+        successes={name: np.array([result.successes for result in part]) for name, part in parts.items()}
+        if knows_success
+        else None,
+    )
 
 
 def _is_due(iteration: int, every: int) -> bool:

@@ -13,11 +13,12 @@ from ssm_metarl.config import TrainConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect, input_dim
 from ssm_metarl.env_runner.tasks import TaskError, TaskFamily, make_family
-from ssm_metarl.meta_rl.advantages import compute_advantages
+from ssm_metarl.meta_rl.advantages import make_batch
 from ssm_metarl.meta_rl.meta_maml import Params
-from ssm_metarl.meta_rl.objectives import BatchSource, adapt, meta_loss
+from ssm_metarl.meta_rl.objectives import BatchSource, meta_loss
+from ssm_metarl.runtime.life import Life
 from ssm_metarl.runtime.process import limit_threads
-from ssm_metarl.types import Batch, Rollout, SharedState, TaskResult, TaskSpec
+from ssm_metarl.types import Batch, SharedState, TaskResult, TaskSpec
 
 
 def make_policy(family: TaskFamily, config: TrainConfig) -> Policy:
@@ -56,12 +57,16 @@ class TaskWorker:
         Costs ``(inner.num_steps + 1) * env.episodes_per_task`` episodes.
         """
         began, rng = time.perf_counter(), spec.rng()
-        rollouts, batches = [], []
+        rollouts, batches, rollout_s = [], [], 0.0
+        self.vector.set_tasks(spec.task)
 
         def collect_under(_: int, params: Params) -> Batch:
-            rollout = self._rollout(params, spec, rng)
+            nonlocal rollout_s
+            started = time.perf_counter()
+            rollout = collect(self.vector, self.policy.fold(params), self.horizon, self.config.policy.inputs, rng)
             rollouts.append(rollout)
-            batches.append(self._batch(rollout))
+            batches.append(make_batch(rollout, self.config.advantage))
+            rollout_s += time.perf_counter() - started
             return batches[-1]
 
         loss, gradient_P = self._meta_gradient(shared, spec, collect_under)
@@ -71,7 +76,7 @@ class TaskWorker:
             returns=tuple(rollout.mean_return for rollout in rollouts),
             num_env_steps=sum(rollout.num_steps for rollout in rollouts),
             seconds=time.perf_counter() - began,
-            metrics={"meta_loss": loss},
+            metrics={"meta_loss": loss, "rollout_s": rollout_s},
         )
         return result, batches
 
@@ -83,33 +88,26 @@ class TaskWorker:
         return TaskResult(spec=spec, gradient_P=gradient_P, seconds=seconds, metrics={"meta_loss": loss})
 
     def evaluate(self, shared: SharedState, spec: TaskSpec) -> TaskResult:
-        """Mean returns after k = 0 .. ``spec.num_adaptation_steps`` steps, each step on a rollout of its own."""
+        """Mean returns after k = 0 .. ``spec.num_adaptation_steps`` calls of the adapter, each on a rollout of its own.
+
+        ``metrics["skipped"]`` counts the calls in which the adapter found a reason not to learn.
+        """
         began, rng = time.perf_counter(), spec.rng()
-        params, rollouts = self.policy.from_vector(shared.params_P), []
-        for k in range(spec.num_adaptation_steps + 1):
-            rollouts.append(self._rollout(params, spec, rng))
-            if k < spec.num_adaptation_steps:
-                params = adapt(self.policy, params, self._batch(rollouts[-1]), self.config, k)
+        self.policy.load_state_dict(self.policy.from_vector(shared.params_P))
+        life = Life(self.policy, self.config, spec.strategy)
+        self.vector.set_tasks(spec.task)
+        rollouts, skipped = [life.play(self.vector, self.horizon, rng)], 0
+        for _ in range(spec.num_adaptation_steps):
+            skipped += life.learn(rollouts[-1], task_id=spec.task_index)["skipped"] is not None
+            rollouts.append(life.play(self.vector, self.horizon, rng))
         return TaskResult(
             spec=spec,
             gradient_P=None,
             returns=tuple(rollout.mean_return for rollout in rollouts),
+            successes=tuple(float(rollout.success_B.mean()) for rollout in rollouts if rollout.success_B is not None),
             num_env_steps=sum(rollout.num_steps for rollout in rollouts),
             seconds=time.perf_counter() - began,
-        )
-
-    def _rollout(self, params: Params, spec: TaskSpec, rng: np.random.Generator) -> Rollout:
-        self.vector.set_tasks(spec.task)
-        return collect(self.vector, self.policy.fold(params), self.horizon, self.config.policy.inputs, rng)
-
-    def _batch(self, rollout: Rollout) -> Batch:
-        return Batch(
-            input_TBI=rollout.input_TBI,
-            action_TBA=rollout.action_TBA,
-            dist_TBD=rollout.dist_TBD,
-            logp_TB=rollout.logp_TB,
-            advantage_TB=compute_advantages(rollout, self.config.advantage),
-            mask_TB=rollout.mask_TB,
+            metrics={"skipped": skipped},
         )
 
     def _meta_gradient(self, shared: SharedState, spec: TaskSpec, source: BatchSource) -> tuple[float, np.ndarray]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ssm_metarl.config import ConfigError, load_config
-from ssm_metarl.meta_rl.objectives import adapt
 from ssm_metarl.runtime.checkpoint import CheckpointError
 from ssm_metarl.runtime.driver import MetaTrainer
 from ssm_metarl.runtime.metrics import Sink, params_sha256, read_metrics
@@ -24,6 +23,10 @@ FIELDS = {
     "grad_norm",
     "num_env_steps",
     "iteration_s",
+    "rollout_s",
+    "gradient_s",
+    "outer_s",
+    "waiting_s",
     "env_steps_per_s",
     "workers",
     "respawns",
@@ -52,10 +55,8 @@ def small(folder, **settings):
 
 
 def timeless(records):
-    return [
-        {key: value for key, value in record.items() if key not in ("iteration_s", "env_steps_per_s")}
-        for record in records
-    ]
+    """Without what the clock decides."""
+    return [{key: value for key, value in record.items() if not key.endswith("_s")} for record in records]
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "promp"])
@@ -71,9 +72,9 @@ def test_a_run_leaves_its_books_in_order(tmp_path, algorithm):
     )
     hashes = [before, *(record["params_sha256"] for record in records)]
     assert len(set(hashes)) == 4 and hashes[-1] == summary.params_sha256
-    assert summary.evaluation.returns_KS.shape == (3, 4)
-    assert summary.pre == pytest.approx(summary.evaluation.returns_KS[:, 0].mean())
-    assert summary.post == pytest.approx(summary.evaluation.returns_KS[:, 1].mean())
+    assert summary.evaluation.returns["meta"].shape == (3, 4)
+    assert summary.pre == pytest.approx(summary.evaluation.returns["meta"][:, 0].mean())
+    assert summary.post == pytest.approx(summary.evaluation.returns["meta"][:, 1].mean())
     last = f"done: pre {summary.pre:.4g} post {summary.post:.4g} params_sha256 {hashes[-1]} run {tmp_path / 'small'}"
     assert str(summary) == last
     assert (tmp_path / "small" / "config.yaml").is_file() and any((tmp_path / "small" / "tb").iterdir())
@@ -94,14 +95,14 @@ def test_a_run_leaves_its_books_in_order(tmp_path, algorithm):
 )
 def test_every_kind_of_family_core_and_input_trains(tmp_path, settings):
     summary = MetaTrainer(small(tmp_path, **{"env.horizon": 30, **settings})).run()
-    assert np.isfinite(summary.evaluation.returns_KS).all()
+    assert np.isfinite(summary.evaluation.returns["meta"]).all()
     assert len({record["params_sha256"] for record in read_metrics(summary.folder)}) == 3
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     runs = [MetaTrainer(small(tmp_path / str(n), seed=seed)).run() for n, seed in enumerate((5, 5, 6))]
     assert runs[0].params_sha256 == runs[1].params_sha256 != runs[2].params_sha256
-    np.testing.assert_array_equal(runs[0].evaluation.returns_KS, runs[1].evaluation.returns_KS)
+    np.testing.assert_array_equal(runs[0].evaluation.returns["meta"], runs[1].evaluation.returns["meta"])
     first, second = (timeless(read_metrics(run.folder)) for run in runs[:2])
     assert first == second
 
@@ -333,19 +334,7 @@ def test_a_non_finite_gradient_stops_before_the_step_and_names_the_task(tmp_path
 def test_evaluation_does_not_depend_on_how_many_steps_are_asked_for(tmp_path):
     first = MetaTrainer(small(tmp_path / "a", **{"eval.num_steps": 3})).run()
     second = MetaTrainer(small(tmp_path / "b", **{"eval.num_steps": 0})).run()
-    np.testing.assert_array_equal(first.evaluation.returns_KS[:, :2], second.evaluation.returns_KS)
-
-
-def test_steps_beyond_those_of_training_go_half_as_far(tmp_path):
-    config = small(tmp_path)
-    worker, trainer = TaskWorker(config), MetaTrainer(config)
-    params = worker.policy.from_vector(trainer.params_P)
-    [spec, *_] = trainer._training_specs()
-    _, (batch, _) = worker.adapt_and_collect(trainer._shared(), spec)
-    first, second = (worker.policy.to_vector(adapt(worker.policy, params, batch, config, k)) for k in (0, 1))
-    moved = first - trainer.params_P
-    assert np.abs(moved).max() > 1e-3
-    np.testing.assert_allclose(second - trainer.params_P, moved / 2, atol=1e-6)
+    np.testing.assert_array_equal(first.evaluation.returns["meta"][:, :2], second.evaluation.returns["meta"])
 
 
 def test_events_are_counted_and_written(tmp_path, monkeypatch):

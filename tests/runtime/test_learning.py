@@ -37,7 +37,7 @@ def test_a_discrete_family_learns_to_adapt(tmp_path):
 def test_golden_numbers(tmp_path):
     """Behaviour must not change unawares: a change that is meant updates these, and says why in its commit."""
     summary = train(tmp_path, iterations=3, tasks_per_iteration=3, **{"env.episodes_per_task": 4, "eval.num_tasks": 4})
-    returns = summary.evaluation.returns_KS
+    returns = summary.evaluation.returns["meta"]
     assert np.abs(returns - GOLDEN).max() < 0.05, returns.round(3).tolist()
 
 

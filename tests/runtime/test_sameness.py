@@ -97,10 +97,11 @@ def test_a_run_leaves_what_it_promises(outputs):
         "tb",
         "checkpoints",
         "eval.json",
-        "learning_curve.png",
+        "report.html",
     }
     evaluation = json.loads((run / "eval.json").read_text())
-    assert len(evaluation["returns"]) == 2 and len(evaluation["mean_return"]) == 4
+    meta = evaluation["strategies"]["meta"]
+    assert len(meta["returns"]) == 2 and len(meta["mean"]) == 4
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["workers"] for record in records] == [2, 2]
 

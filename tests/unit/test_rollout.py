@@ -100,9 +100,34 @@ def test_shapes_are_fixed_and_rows_masked_after_their_end(env_id):
         assert rollout.action_TBA.shape == (60, 4, 2) and rollout.action_TBA.dtype == np.float32
         assert rollout.dist_TBD.shape == (60, 4, 4)
     for name, array in vars(rollout).items():
-        if name not in ("action_TBA", "foreign_truncation_B"):
+        if name not in ("action_TBA", "foreign_truncation_B", "success_B"):
             assert array.dtype == np.float32, name
     assert not rollout.foreign_truncation_B.any()
+    assert rollout.success_B is None, "these environments do not know success"
+
+
+class DoorEnv(LineEnv):
+    """Succeeds for a moment at step ``opens_at``, as Meta-World says it: a float in info. Ends at step 5."""
+
+    opens_at = 1.0
+
+    def step(self, action):
+        observation, reward, _, truncated, _ = super().step(action)
+        return (
+            observation,
+            reward,
+            self.step_number >= 5,
+            truncated,
+            {"success": float(self.step_number == self.opens_at)},
+        )
+
+
+def test_a_success_counts_whenever_it_was_in_the_episode():
+    gymnasium.register("test/Door-v0", DoorEnv, max_episode_steps=6)
+    family = make_family(EnvConfig(id="test/Door-v0", horizon=8, vary={"opens_at": {"uniform": [1, 2]}}))
+    rollout = roll(family, [{"opens_at": step} for step in (1.0, 3.0, 5.0, 6.0)])
+    np.testing.assert_array_equal(rollout.success_B, [True, True, True, False])
+    gymnasium.registry.pop("test/Door-v0")
 
 
 def test_a_rollout_tells_what_happened():
