@@ -137,7 +137,7 @@ def _panel(walk: Walks, x: float, y: float, side: float, reach: float) -> str:
 
 def _legend() -> str:
     parts, x = [], 0
-    for name, words, width in (("before", "before adaptation", 140), ("after", "after", 72)):
+    for name, words, width in (("before", "before adaptation", 152), ("after", "after", 72)):
         parts.append(f'<path d="M{x} 10h18" style="stroke:{_COLOUR[name]};stroke-width:3"/>')
         parts.append(f'<text x="{x + 24}" y="14" style="fill:{_COLOUR["ink"]}">{words}</text>')
         x += width

@@ -2,17 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import faults
 import pytest
+from processes import descendants, driver, wait_until
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from scenarios import disks, drivers, workers  # noqa: E402
+from scenarios import common, disks, drivers, workers  # noqa: E402
 
 faults.prepare()  # now, because the Ray of the session passes its environment on to its workers
 
@@ -47,6 +49,17 @@ def test_a_signal_ends_a_run_in_good_order(tmp_path):
     assert_kept(drivers.stopped_while_hung(tmp_path, names=("SIGTERM", "SIGINT")))
 
 
+def test_sigterm_while_ray_starts_leaves_nothing_behind(tmp_path):
+    """Ray's own handler of it would exit in the midst of its start."""
+    settings = {"workers.num_workers": 1, "iterations": 50}
+    with driver(*common.command(tmp_path, "early", settings)) as program:
+        wait_until(lambda: any("gcs_server" in each.title for each in descendants(program.pid)), 90, "Ray starts")
+        program.signal(signal.SIGTERM)
+        assert program.finish(60) == 143, program.stderr
+        assert "stopped by SIGTERM after 0 of 50 iterations; nothing saved yet" in program.stderr
+        assert program.left(10.0) == []
+
+
 def test_a_save_that_is_killed_leaves_a_state(tmp_path):
     assert_kept(disks.killed_saves(tmp_path, 2))
 
@@ -68,13 +81,13 @@ def test_a_full_disk_may_be_emptied_in_time(tmp_path):
 
 
 def test_the_script_writes_its_table(tmp_path):
-    """And the death of a node, which needs a process without the session's Ray."""
+    """And the death of a node, and growth over time, which need a process without the session's Ray."""
     command = [sys.executable, ROOT / "benchmarks" / "reliability.py", "--quick"]
     path = tmp_path / "records.json"
-    words = [*command, "--only", "killed-nodes", "--json", path]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False, env=dict(os.environ))
+    words = [*command, "--only", "killed-nodes", "endurance", "--json", path]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False, env=dict(os.environ))
     assert path.exists(), done.stderr
-    [record] = json.loads(path.read_text(encoding="utf-8"))["records"]
-    assert record["failures"] == [] and done.returncode == 0
+    records = json.loads(path.read_text(encoding="utf-8"))["records"]
+    assert [record["failures"] for record in records] == [[], []] and done.returncode == 0
     unknown = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, timeout=60, check=False)
     assert unknown.returncode == 2 and "no scenario nothing; there are sameness, " in unknown.stderr
