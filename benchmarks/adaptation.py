@@ -1,6 +1,7 @@
 """Does the inner loop earn its keep? Held-out tasks, five seeds, the same number of environment steps in every arm.
 
     python benchmarks/adaptation.py [cartpole pendulum ...] [--seeds 5] [--processes 2] [--json FILE]
+    python benchmarks/adaptation.py [cartpole pendulum ...] --again FILE     # the tables of runs that are done
 
 - "meta": the configuration in ``benchmarks/configs/NAME.yaml``.
 - "same batches": without an inner loop (``inner.num_steps: 0``), with more episodes per task, so that every outer step
@@ -8,8 +9,8 @@
 - "more updates": without an inner loop, otherwise unchanged: smaller batches, more outer steps.
 
 The two controls train until they have seen as many environment steps as "meta". All are judged on the same held-out
-tasks; differences are paired by seed and task, intervals are hierarchical bootstraps (seeds are resampled, then tasks
-within).
+tasks; differences are paired by seed and task, intervals are hierarchical bootstraps (seeds are resampled, and the
+tasks that they share).
 """
 
 from __future__ import annotations
@@ -110,15 +111,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--again", type=Path)
     options = parser.parse_args()
-    jobs = [(name, seed) for name in options.names for seed in range(options.seeds)]
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as executor:
-        runs = [run for arms in executor.map(train_arms, *zip(*jobs, strict=True)) for run in arms]
+    if options.again:
+        found = json.loads(options.again.read_text())
+    else:
+        jobs = [(name, seed) for name in options.names for seed in range(options.seeds)]
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as executor:
+            runs = [run for arms in executor.map(train_arms, *zip(*jobs, strict=True)) for run in arms]
+        found = {"versions": versions(), "runs": runs}
     for name in options.names:
-        print(table(name, [run for run in runs if run["name"] == name]))
-    print(versions())
+        print(table(name, [run for run in found["runs"] if run["name"] == name]))
+    print(found["versions"])
     if options.json:
-        options.json.write_text(json.dumps({"versions": versions(), "runs": runs}))
+        options.json.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
