@@ -130,7 +130,7 @@ def print_tables(seconds: dict[str, dict[str, list[float]]], promised: dict[str,
     print()
     for claim, c in promised.items():
         verdict = {None: "", True: f" <= {CLAIM} holds", False: f" <= {CLAIM} MISSED"}[c["holds"]]
-        print(f"{claim}: {c['ratio']:.2f} {np.round(c['interval'], 2).tolist()}{verdict}")
+        print(f"{claim}: {c['ratio']:.3f} {np.round(c['interval'], 3).tolist()}{verdict}")
 
 
 def profile() -> None:

@@ -72,7 +72,7 @@ def run_seed(seed: int, quick: bool) -> dict[str, Any]:
             alarms = [count_alarms(task, times) for task, (_, times) in zip(test, lives, strict=True)]
     return {
         "seed": seed,
-        "errors": {name: {w: [task[w] for task in tasks] for w in WINDOWS} for name, tasks in errors.items()},
+        "errors": {name: {w: [round(task[w], 5) for task in tasks] for w in WINDOWS} for name, tasks in errors.items()},
         "alarms": alarms,
         "cpu_s": cpu_s,
     }

@@ -108,7 +108,7 @@ def live(
     for number in range(BEFORE + AFTER):
         vector.set_tasks(before if number < BEFORE else after)
         rollout = life.play(vector, family.horizon, rng)
-        returns.append(rollout.mean_return)
+        returns.append(round(rollout.mean_return, 3))
         if life.learn(rollout)["new_task"] is not None:
             alarms.append(number)
     return returns, alarms

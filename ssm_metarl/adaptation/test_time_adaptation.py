@@ -303,8 +303,7 @@ class Adapter:
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, param in self._adapting.items():
-            param.copy_(values[name])
+        torch._foreach_copy_(list(self._adapting.values()), [values[name] for name in self._adapting])
 
     def _new_task(self, context: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> str | None:
         """Why this seems to be another task than before, None if it does not. A new one begins at once."""

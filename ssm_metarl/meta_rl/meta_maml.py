@@ -40,7 +40,12 @@ def gradients(loss: Tensor, params: Mapping[str, Tensor], *, first_order: bool) 
 
 def descend(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> Params:
     """``theta - lr * gradient``; parameters without a gradient stay as they are."""
-    return {name: param - lr * gradient[name] if name in gradient else param for name, param in params.items()}
+    if not gradient:
+        return dict(params)
+    # All tensors in one call: at these sizes the overhead of calls is most of the time.
+    steps = torch._foreach_mul(list(gradient.values()), lr)
+    moved = torch._foreach_sub([params[name] for name in gradient], steps)
+    return {**params, **dict(zip(gradient, moved, strict=True))}
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
