@@ -10,7 +10,6 @@ Shape legend: R seeds, K tasks, T time steps, F features.
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from typing import Any
 
@@ -202,10 +201,11 @@ def _claims(errors: dict[str, dict[str, np.ndarray]]) -> list[str]:
 def _alarm_text(tasks: list[dict[str, Any]]) -> str:
     changes, false, calls = (sum(task[key] for task in tasks) for key in ("changes", "false", "calls"))
     delays = [delay for task in tasks for delay in task["delays"]]
-    delay = statistics.median(delays) if delays else 0
+    early = [sum(delay <= limit for delay in delays) for limit in (1, 4)]
     return (
-        f"meta found {len(delays)} of {changes} changes (median: {delay:g} steps after the first wrong prediction); "
-        f"false alarms: {false} in {calls} calls, {false / calls:.4f} a call ({ADAPTATION.false_alarm_rate} asked for)"
+        f"meta found {len(delays)} of {changes} changes, {early[0]} by the first or second wrong prediction, "
+        f"{early[1]} by the fifth; false alarms: {false} in {calls} calls, {false / calls:.4f} a call "
+        f"({ADAPTATION.false_alarm_rate} asked for)"
     )
 
 

@@ -19,7 +19,7 @@ from switching_linear import STRATEGIES, verdict
 
 from ssm_metarl.config import TrainConfig, load_config
 from ssm_metarl.env_runner.tasks import TaskFamily, make_family
-from ssm_metarl.evaluation.statistics import bootstrap, paired_difference
+from ssm_metarl.evaluation.statistics import Interval, bootstrap, paired_difference
 from ssm_metarl.runtime.driver import MetaTrainer
 from ssm_metarl.runtime.life import Life
 from ssm_metarl.runtime.pool import LocalPool
@@ -138,20 +138,24 @@ def table(name: str, runs: list[dict[str, Any]]) -> str:
         lines.append(f"| **{a} - {b}** | {' | '.join(cells)} |")
     difference = paired_difference(columns["meta"]["all after"], columns["none"]["all after"])
     lines += ["", f"meta above none, all after: {_text(difference)} {verdict(difference.low > 0)}"]
-    return "\n".join([*lines, "", _alarm_text([alarms for run in runs for alarms in run["alarms"]])])
+    return "\n".join([*lines, "", _alarm_text(runs)])
 
 
-def _alarm_text(alarms: list[list[int]]) -> str:
-    at_once = sum(BEFORE in life for life in alarms)
+def _alarm_text(runs: list[dict[str, Any]]) -> str:
+    alarms = [life for run in runs for life in run["alarms"]]
+    fall = np.concatenate([np.diff(run["returns"]["meta"])[:, BEFORE - 1] for run in runs])
+    noticed = np.array([BEFORE in life for life in alarms])
+    falls = [f"{fall[which].mean():+.0f}" if which.any() else "-" for which in (noticed, ~noticed)]
     later = sum(BEFORE not in life and any(number > BEFORE for number in life) for life in alarms)
     false = sum(number < BEFORE for life in alarms for number in life)
     again = sum(max(0, sum(number >= BEFORE for number in life) - 1) for life in alarms)
     return (
-        f"meta took the first rollout after the change for a new task in {at_once} of {len(alarms)} lives, a later one "
-        f"in {later}; alarms before the change: {false} in {len(alarms) * BEFORE} rollouts; further alarms after it: "
+        f"meta took the first rollout after the change for a new task in {noticed.sum()} of {len(alarms)} lives "
+        f"(change of return at the shock, mean: {falls[0]} there, {falls[1]} in the other lives), a later one in "
+        f"{later}; alarms before the change: {false} in {len(alarms) * BEFORE} rollouts; further alarms after it: "
         f"{again} in {len(alarms) * AFTER}"
     )
 
 
-def _text(interval: Any) -> str:
-    return f"{interval.mean:.0f} [{interval.low:.0f}, {interval.high:.0f}]"
+def _text(interval: Interval) -> str:
+    return "{} [{}, {}]".format(*map(round, interval))
