@@ -111,4 +111,8 @@ def test_a_quiet_terminal(outputs):
     _, results = outputs
     for workers, result in results.items():
         assert result.stderr == "", f"{workers} workers wrote to stderr: {result.stderr}"
-        assert len(result.stdout.splitlines()) < 20
+        progress, *tables, end = result.stdout.strip().split("\n\n")
+        assert all(line.startswith(("iteration ", "held-out tasks ")) for line in progress.splitlines()), progress
+        # What was evaluated and how, mean returns, and differences, for k = 0 .. 3.
+        assert [len(table.splitlines()) for table in tables] == [2, 6, 6]
+        assert [line.split()[0] for line in end.splitlines()] == ["report:", "done:"]
