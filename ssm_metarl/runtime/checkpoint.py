@@ -85,7 +85,9 @@ def save(storage: Storage, state: TrainState, identity: dict[str, Any], keep: in
 
 
 def load_newest(storage: Storage, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that verifies, with its identity, or None; ``warn`` is told which were skipped and why.
+    """The newest checkpoint that verifies, with its identity, or None.
+
+    ``warn`` is told which were skipped and why, and of other versions of what the numbers depend on.
 
     Raises:
         CheckpointError: the storage is there, but does not say what is in it.
@@ -98,9 +100,16 @@ def load_newest(storage: Storage, warn: Callable[[str], None]) -> tuple[TrainSta
         raise CheckpointError(f"{storage.path()} does not list its checkpoints: {error}; {cure}") from error
     for name in names:
         try:
-            return _load(storage, name)
+            state, manifest = _load(storage, name)
         except CheckpointError as error:
             warn(f"skipped a damaged checkpoint: {error}")
+            continue
+        saved, now = manifest["versions"], versions()
+        if differing := [f"{what} {saved.get(what)} (now {now[what]})" for what in now if saved.get(what) != now[what]]:
+            warn(
+                f"{storage.path(name)} was saved with {', '.join(differing)}: what follows is not the same bit for bit"
+            )
+        return state, manifest["identity"]
     if names:
         warn(f"none of the {len(names)} checkpoints in {storage.path()} can be used: starting from the beginning")
     return None
@@ -114,7 +123,8 @@ def load(where: str | Path) -> tuple[TrainState, dict[str, Any]]:
         ConfigError: a URI that nothing serves.
     """
     root, name = split(where)
-    return _load(open_storage(root), name)
+    state, manifest = _load(open_storage(root), name)
+    return state, manifest["identity"]
 
 
 def versions() -> dict[str, str]:
@@ -143,7 +153,7 @@ def _load(storage: Storage, name: str) -> tuple[TrainState, dict[str, Any]]:
             state = TrainState(manifest["iteration"], manifest["num_env_steps"], dict(file))
         if not all(isinstance(array, np.ndarray) for array in state.arrays.values()):
             raise ValueError(f"{STATE} holds something else than arrays")
-        return state, manifest["identity"]
+        return state, manifest
     # Readers of foreign bytes raise anything: all of it means that this checkpoint is not to be used.
     except Exception as error:
         is_plain = type(error) is ValueError or isinstance(error, OSError)
@@ -161,7 +171,8 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     if manifest["folder"] != name or not name.startswith(f"it-{manifest['iteration']:08d}-"):
         raise ValueError(f"it was saved as {manifest['folder']}: give the folder that name again")
     counts = (manifest["iteration"], manifest["num_env_steps"])
-    if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(manifest["identity"], dict):
+    records = (manifest["identity"], manifest["versions"])
+    if not all(type(count) is int and count >= 0 for count in counts) or not all(isinstance(r, dict) for r in records):
         raise ValueError(f"{MANIFEST} holds values that no save writes")
     return manifest
 

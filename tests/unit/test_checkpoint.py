@@ -100,6 +100,17 @@ def test_nothing_to_load(tmp_path):
     assert checkpoint.load_newest(open_storage("memory://absent"), pytest.fail) is None
 
 
+def test_other_versions_are_told(tmp_path, monkeypatch):
+    storage, now = LocalStorage(tmp_path), checkpoint.versions()
+    monkeypatch.setattr(checkpoint, "versions", lambda: {**now, "torch": "1.0"})
+    save(storage, 1)
+    monkeypatch.undo()
+    warnings = []
+    assert newest(storage, warnings.append) == 1
+    [warning] = warnings
+    assert f"was saved with torch 1.0 (now {now['torch']}): what follows is not the same bit for bit" in warning
+
+
 def test_nothing_but_damaged_checkpoints_is_told(tmp_path):
     storage = LocalStorage(tmp_path)
     for path in [Path(save(storage, iteration)) for iteration in (1, 2)]:
