@@ -15,8 +15,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,22 +134,35 @@ class MetaTrainer:
             RunStopped: a signal came; the state was saved.
         """
         stop = stop or StopSignals(signals=())
-        with ExitStack() as stack:
-            self._open_folder(stack)
-            stack.enter_context(stop)
-            pool = stack.enter_context(closing(make_pool(self.config, self._on_event)))
-            stop.listen()  # Ray has taken SIGTERM for itself when it started.
+        with self.at_work(stop) as pool:
             try:
-                self._train(pool, stop)
+                self.train(pool, self.config.iterations, stop)
                 with stop.abandonable():
                     return self._finish(pool)
             except Abandoned:
                 stop.quiet()
                 raise self._stopped(stop) from None
 
-    def _train(self, pool: LocalPool | RayPool, stop: StopSignals) -> None:
-        """The outer loop. `Abandoned` leaves ``_state`` as it was after the last whole iteration."""
-        while self.iteration < self.config.iterations:
+    @contextmanager
+    def at_work(self, stop: StopSignals | None = None) -> Iterator[LocalPool | RayPool]:
+        """Opens the run's folder, keeps it to this process, and starts the workers; all of it ends with the context."""
+        with ExitStack() as stack:
+            self._open_folder(stack)
+            if stop:
+                stack.enter_context(stop)
+            pool = stack.enter_context(closing(make_pool(self.config, self._on_event)))
+            if stop:
+                stop.listen()  # Ray has taken SIGTERM for itself when it started.
+            yield pool
+
+    def train(self, pool: LocalPool | RayPool, until: int, stop: StopSignals | None = None) -> None:
+        """The outer loop, until so many iterations are done, with checkpoints and evaluations when they are due.
+
+        Raises:
+            Abandoned: a signal came; the state to save is still that after the last whole iteration.
+        """
+        stop = stop or StopSignals(signals=())
+        while self.iteration < until:
             if stop.requested:
                 raise Abandoned
             with stop.abandonable():
@@ -161,7 +174,7 @@ class MetaTrainer:
                 self.save()
             if _is_due(self.iteration, self.config.eval.every) and not is_last:
                 with stop.abandonable():
-                    self._validate(pool)
+                    self.validate(pool)
 
     def step(self, pool: LocalPool | RayPool) -> Record:
         """One iteration: a batch of tasks, ``outer.num_passes`` outer steps over it. Returns its record."""
@@ -257,10 +270,13 @@ class MetaTrainer:
         self.optimizer.step()
         return _Pass(float(np.mean(losses)), grad_norm.item(), sum(seconds), time.perf_counter() - began)
 
-    def _validate(self, pool: LocalPool | RayPool) -> None:
+    def validate(self, pool: LocalPool | RayPool) -> dict[str, float]:
+        """Mean returns ``pre`` and ``post`` adaptation on the fixed tasks of the validation split."""
         evaluation = evaluate(pool, self.family, self.config, self.params_P, "validation", self.config.inner.num_steps)
         means = evaluation.returns["meta"].mean(axis=0)
-        self._tell("evaluation", self.iteration, {"pre": float(means[0]), "post": float(means[-1])})
+        returns = {"pre": float(means[0]), "post": float(means[-1])}
+        self._tell("evaluation", self.iteration, returns)
+        return returns
 
     def _finish(self, pool: LocalPool | RayPool) -> Summary:
         steps = max(self.config.eval.num_steps, self.config.inner.num_steps)

@@ -18,7 +18,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -290,14 +290,18 @@ def _count_cpus() -> float:
     return ray.cluster_resources().get("CPU", 1)
 
 
-def start_ray(num_cpus: float) -> bool:
+def start_ray(num_cpus: float, environment: Mapping[str, str] | None = None) -> bool:
     """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already.
+
+    ``environment``: variables for every process that Ray starts for this one.
 
     Whoever handles SIGTERM must do so again afterwards: Ray's libraries put a handler of theirs before his.
     """
     if ray.is_initialized():
         return False
-    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if environment:
+        options["runtime_env"] = {"env_vars": dict(environment)}
     if "RAY_ADDRESS" not in os.environ:
         # "local": a Ray that somebody else runs on this machine is not ours to join.
         options |= {"address": "local", "num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}
