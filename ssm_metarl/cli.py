@@ -32,9 +32,9 @@ class Train:
 class Evaluate:
     """Measure trained runs: return after k = 0, 1, 2, ... adaptation steps on held-out test tasks, per strategy."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's folder, or its name in run.dir. Settings such as --eval.num_tasks may be given anew."""
-    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder or its URI, or its name in run.dir. Settings such as --eval.num_tasks may be given anew."""
+    more: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Further runs, such as other seeds: then also the table of all, with intervals over runs and tasks."""
 
 
@@ -42,9 +42,9 @@ class Evaluate:
 class Report:
     """Show a run, or several side by side, as one page with pictures: report.html, for any browser, also offline."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's folder, or its name in run.dir. It need not be finished."""
-    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    run: Annotated[str, tyro.conf.Positional]
+    """The run's folder or its URI, or its name in run.dir. It need not be finished."""
+    more: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Further runs. Those that differ only by their seed are joined, with intervals over seeds and tasks."""
     out: Path | None = None
     """The file; without one, report.html in the run's folder, or in this folder if there are several runs."""
@@ -57,8 +57,8 @@ class Export:
     """Write the policy of a run as NAME.safetensors and NAME.yaml, which act and adapt without the run and Ray."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """The run's folder, or its name in run.dir. Settings of the adapter, such as --adapter.strategy, become the
-    exported policy's."""
+    """The run's folder or its URI, or its name in run.dir. Settings of the adapter, such as --adapter.strategy, become
+    the exported policy's."""
     out: Path | None = None
     """A file that ends in .safetensors; without one, policy.safetensors in the run's folder."""
 
@@ -68,8 +68,8 @@ class Adapt:
     """Let a trained policy live in a held-out task: it plays, learns from what it played, and plays on."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """A run's folder, its name in run.dir, an exported .safetensors file, or pretrained:NAME. --adapter.strategy says
-    how it learns, --env.id and --env.vary put it into another environment of the same sizes."""
+    """A run's folder or its URI, its name in run.dir, an exported .safetensors file, or pretrained:NAME.
+    --adapter.strategy says how it learns, --env.id and --env.vary put it into another environment of the same sizes."""
     episodes: int | None = None
     """Episodes to live; it learns after every env.episodes_per_task of them. Without one: eval.num_steps times, and
     plays once more."""
@@ -96,6 +96,7 @@ def train(arguments: Train, overrides: dict[str, Any]) -> int:
     from ssm_metarl.runtime.driver import MetaTrainer
     from ssm_metarl.runtime.metrics import ConsoleSink
     from ssm_metarl.runtime.signals import StopSignals
+    from ssm_metarl.runtime.storage import join
 
     try:
         trainer = MetaTrainer(config, [ConsoleSink(config.iterations)], arguments.resume)
@@ -104,11 +105,13 @@ def train(arguments: Train, overrides: dict[str, Any]) -> int:
     summary = trainer.run(StopSignals(config.run.grace_s))
     write_evaluation(summary.folder, config, summary.evaluation, trainer.params_P)
     print(f"\n{adaptation_table(config, summary.evaluation)}\n", flush=True)
+    where = summary.run.where
     try:
-        print(f"report: {write_report([summary.folder])}")
+        summary.run.publish("eval.json", write_report([summary.folder]).name)
+        print(f"report: {join(where, 'report.html')}")
     except OSError as error:
         # The run is saved and evaluated: a full disk must not make it a failure.
-        print(f"no report: {error}; to write it: ssm-metarl report {summary.folder}", file=sys.stderr)
+        print(f"no report: {error}; to write it: ssm-metarl report {where}", file=sys.stderr)
     print(summary, flush=True)
     return 0
 
@@ -118,11 +121,12 @@ def evaluate(arguments: Evaluate, overrides: dict[str, Any]) -> int:
     from ssm_metarl.evaluation.curves import join, table
     from ssm_metarl.evaluation.evaluate import evaluate_runs
 
-    folders, records = [Path(_trained(str(run), overrides)) for run in (arguments.run, *arguments.more)], {}
-    for name, record in evaluate_runs(folders, overrides):
-        records[name] = record
-        title, end = (f"{name}: ", "\n\n") if arguments.more else ("", "\n")
-        print(title + table(join({name: record})), end=end, flush=True)
+    runs, records = _opened(arguments, overrides), {}
+    for run, (_, record) in zip(runs, evaluate_runs([run.path for run in runs], overrides), strict=True):
+        run.publish("eval.json")
+        records[run.where] = record
+        title, end = (f"{run.where}: ", "\n\n") if arguments.more else ("", "\n")
+        print(title + table(join({run.where: record})), end=end, flush=True)
     if arguments.more:
         print(table(join(records)), flush=True)
     return 0
@@ -130,16 +134,22 @@ def evaluate(arguments: Evaluate, overrides: dict[str, Any]) -> int:
 
 def report(arguments: Report, overrides: dict[str, Any]) -> int:
     """Writes the page, and the charts if asked for, and says where."""
-    runs = [Path(_trained(str(run), overrides)) for run in (arguments.run, *arguments.more)]
     if others := [f"--{key}" for key in overrides if key != "run.dir"]:
         raise ConfigError(f"command line: report shows what was measured, and takes no {', '.join(others)}")
     from ssm_metarl.evaluation.report import write_pictures, write_report
     from ssm_metarl.runtime.process import limit_threads
+    from ssm_metarl.runtime.storage import join
 
     limit_threads()
-    print(f"report: {write_report(runs, arguments.out)}", flush=True)
+    runs = _opened(arguments, overrides)
+    folders = [run.path for run in runs]
+    path = write_report(folders, arguments.out)
+    if path.parent == runs[0].path:
+        runs[0].publish(path.name)
+        path = join(runs[0].where, path.name)
+    print(f"report: {path}", flush=True)
     if arguments.pictures:
-        print("\n".join(str(path) for path in write_pictures(runs, arguments.pictures)), flush=True)
+        print("\n".join(str(path) for path in write_pictures(folders, arguments.pictures)), flush=True)
     return 0
 
 
@@ -234,10 +244,19 @@ def main(argv: Sequence[str]) -> int:
         return status
 
 
+def _opened(arguments: Evaluate | Report, overrides: dict[str, Any]) -> list[Any]:
+    """The `RunFolder` of each run."""
+    from ssm_metarl.runtime.run_folder import open_folder
+
+    return [open_folder(_trained(run, overrides)) for run in (arguments.run, *arguments.more)]
+
+
 def _trained(run: str, overrides: dict[str, Any]) -> str:
     """Where the policy is: the argument, or the run of that name in ``run.dir``. A wrong setting is a ConfigError."""
-    named = Path(load_config(None, overrides).run.dir) / run
-    return str(named) if named.is_dir() and not Path(run).exists() else run
+    root = load_config(None, overrides).run.dir
+    if "://" in root and not any(sign in run for sign in "/:"):
+        return f"{root.rstrip('/')}/{run}"
+    return str(Path(root, run)) if Path(root, run).is_dir() and not Path(run).exists() else run
 
 
 def _start_video(path: Path, policy: Any, home: Any) -> Any:

@@ -21,7 +21,8 @@ from ssm_metarl.runtime import checkpoint, policy_file
 from ssm_metarl.runtime.checkpoint import CheckpointError
 from ssm_metarl.runtime.life import Life
 from ssm_metarl.runtime.policy_file import SUFFIX, Spaces
-from ssm_metarl.runtime.run_folder import checkpoint_storage
+from ssm_metarl.runtime.run_folder import checkpoint_storage, open_folder
+from ssm_metarl.runtime.storage import is_uri
 
 PRETRAINED = "pretrained:"
 
@@ -177,7 +178,7 @@ def load_policy(source: str | Path, overrides: Mapping[str, Any] | None = None) 
     """A trained policy with its Adapter; needs no Ray, and no environment unless ``source`` is a run.
 
     Args:
-        source: a run's folder (its newest valid checkpoint), a ``.safetensors`` file that `export` wrote, or
+        source: a run's folder or its URI (its newest valid checkpoint), a ``.safetensors`` file that `export` wrote, or
             ``pretrained:NAME``.
         overrides: dotted settings laid over those of the training, such as ``{"adapter.strategy": "online"}``. Another
             ``env.id`` begins with that environment's own horizon and tasks.
@@ -193,9 +194,10 @@ def load_policy(source: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise ConfigError(f"{', '.join(fixed)}: what a trained policy is cannot be changed; train another one")
     if text.startswith(PRETRAINED):
         config, params_P, spaces = policy_file.read(pretrained.path(text.removeprefix(PRETRAINED)))
-    elif Path(source).is_dir():
+    elif is_uri(source) or Path(source).is_dir():
         where = {key: value for key, value in overrides.items() if key == "checkpoint.dir"}
-        config, params_P = load_run(Path(source), where)
+        run = open_folder(text)
+        config, params_P = load_run(run.path, where)
         spaces = Spaces.of(make_family(config.env))
     elif Path(source).suffix == SUFFIX and Path(source).is_file():
         config, params_P, spaces = policy_file.read(Path(source))

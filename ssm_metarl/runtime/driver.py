@@ -31,9 +31,10 @@ from ssm_metarl.meta_rl.objectives import fold
 from ssm_metarl.runtime import checkpoint
 from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState
 from ssm_metarl.runtime.metrics import FileSink, Record, Sink, params_sha256
+from ssm_metarl.runtime.mirror import Mirror
 from ssm_metarl.runtime.pool import Event, LocalPool, RayPool, make_pool
 from ssm_metarl.runtime.process import limit_threads
-from ssm_metarl.runtime.run_folder import checkpoint_storage, find_folder, locked, restore
+from ssm_metarl.runtime.run_folder import RunFolder, checkpoint_storage, find_folder, locked, restore
 from ssm_metarl.runtime.signals import Abandoned, StopSignals
 from ssm_metarl.runtime.storage import open_storage
 from ssm_metarl.runtime.worker import make_policy
@@ -63,11 +64,16 @@ class Summary:
     pre: float
     post: float
     params_sha256: str
-    folder: Path
+    run: RunFolder
     evaluation: Evaluation
 
+    @property
+    def folder(self) -> Path:
+        """The run's files; of a run in an object store a temporary copy."""
+        return self.run.path
+
     def __str__(self) -> str:
-        return f"done: pre {self.pre:.4g} post {self.post:.4g} params_sha256 {self.params_sha256} run {self.folder}"
+        return f"done: pre {self.pre:.4g} post {self.post:.4g} params_sha256 {self.params_sha256} run {self.run.where}"
 
 
 class _Pass(NamedTuple):
@@ -113,7 +119,8 @@ class MetaTrainer:
         self._counts: Counter[str] = Counter()
         self._sinks: list[Sink] = list(sinks)
         self._unwritten: list[Event] | None = []
-        self.folder = find_folder(config)
+        self._run = find_folder(config)
+        self.folder = self._run.path
         self._storage = checkpoint_storage(config, self.folder)
         restored = restore(config, self.folder, self._storage, resume, self._warn)
         if restored is not None:
@@ -285,7 +292,7 @@ class MetaTrainer:
         means = evaluation.returns["meta"].mean(axis=0)
         pre, post = float(means[0]), float(means[self.config.inner.num_steps])
         self._tell("evaluation", self.iteration, {"pre": pre, "post": post})
-        return Summary(pre, post, params_sha256(self.params_P), self.folder, evaluation)
+        return Summary(pre, post, params_sha256(self.params_P), self._run, evaluation)
 
     def _stopped(self, stop: StopSignals) -> RunStopped:
         """Saves what is done, and says so."""
@@ -310,14 +317,15 @@ class MetaTrainer:
             stack.enter_context(locked(self.folder))
             open_storage(self.folder).write("config.yaml", dump_yaml(self.config).encode())
             self._storage.make()
-            files = FileSink(self.folder, self.iteration, self._warn)
+            self._sinks.append(FileSink(self.folder, self.iteration, self._warn))
+            stack.callback(self._tell, "close")
+            events, self._unwritten = self._unwritten or [], None
+            for event in events:
+                self._sinks[-1].event(event)
+            if self._run.store:
+                self._sinks.append(Mirror(self.folder, self._run.store, self._warn))
         except OSError as error:
             raise ConfigError(f"run.dir or checkpoint.dir cannot be written to: {error}") from error
-        events, self._unwritten = self._unwritten or [], None
-        for event in events:
-            files.event(event)
-        self._sinks.append(files)
-        stack.callback(self._tell, "close")
 
     def _snapshot(self) -> TrainState:
         adam = self.optimizer.state.get(self.params, {})

@@ -4,34 +4,81 @@ from __future__ import annotations
 
 import fcntl
 import secrets
+import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import mkdtemp
 
 from ssm_metarl.config import ConfigError, TrainConfig, load_config
 from ssm_metarl.runtime import checkpoint
 from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState
-from ssm_metarl.runtime.storage import Storage, join, open_storage
+from ssm_metarl.runtime.mirror import fetch
+from ssm_metarl.runtime.storage import LocalStorage, Storage, is_uri, join, open_storage, split
 
 AUTO, NEVER = "auto", "never"
+CHECKPOINTS = "checkpoints"
 
 
-def find_folder(config: TrainConfig) -> Path:
-    """Where the run lives: ``run.dir/run.name``, a fresh name if it has none. Nothing is made yet."""
-    if "://" in config.run.dir:
-        raise ConfigError(
-            f"run.dir: {config.run.dir} is not a local folder, and an object store cannot append to metrics; "
-            "give a local run.dir, and the URI as checkpoint.dir"
-        )
-    root, name = Path(config.run.dir), config.run.name
-    return root / name if name else _fresh_folder(root, config)
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder.
+
+    Example: ``find_folder(load_config(None, {"run.dir": "s3://bucket/runs", "run.name": "first"}))``
+    """
+
+    path: Path
+    """Where its files are for this process: the folder itself, or for a URI a copy without the checkpoints, which lasts
+    as long as this object."""
+    where: str
+    """What a user may type: a path or a URI."""
+    store: Storage | None = None
+    """The folder behind the URI; None: there is only ``path``."""
+
+    def publish(self, *names: str) -> None:
+        """Puts files of ``path`` where the run is. Raises OSError."""
+        for name in names if self.store else ():
+            self.store.write(name, (self.path / name).read_bytes())
+
+
+def find_folder(config: TrainConfig) -> RunFolder:
+    """Where the run lives: ``run.dir/run.name``, a fresh name if it has none. There, nothing is made yet.
+
+    Raises:
+        ConfigError: nothing serves such a URI. CheckpointError: the store does not say what it has.
+    """
+    return open_folder(join(config.run.dir, config.run.name or _fresh_name(config)))
+
+
+def open_folder(where: str) -> RunFolder:
+    """The folder of a run at a path or URI; of a URI the files are brought here. Raises what `find_folder` raises."""
+    if not is_uri(where):
+        return RunFolder(Path(where), where)
+    store = open_storage(where, "run.dir")
+    if isinstance(store, LocalStorage):
+        return RunFolder(store.root, where)
+    root = mkdtemp(prefix="ssm_metarl-")
+    run = RunFolder(Path(root, split(where)[1]), where, store)
+    weakref.finalize(run, shutil.rmtree, root, ignore_errors=True)
+    run.path.mkdir()
+    try:
+        fetch(store, run.path)
+    except OSError as error:
+        raise CheckpointError(f"run.dir: {where} cannot be read: {error}") from error
+    return run
 
 
 def checkpoint_storage(config: TrainConfig, folder: Path) -> Storage:
-    """Where its checkpoints go: ``checkpoint.dir/NAME``, else in the run's folder."""
-    where = config.checkpoint.dir
-    return open_storage(join(where, folder.resolve().name) if where else folder / "checkpoints")
+    """Where its checkpoints go: ``checkpoint.dir/NAME``, else into the run's folder, be that a path or a URI."""
+    where, name = config.checkpoint.dir, folder.resolve().name
+    if where:
+        return open_storage(join(where, name))
+    if is_uri(config.run.dir) and not (folder / CHECKPOINTS).is_dir():
+        return open_storage(join(join(config.run.dir, name), CHECKPOINTS), "run.dir")
+    return open_storage(folder / CHECKPOINTS)
 
 
 def restore(
@@ -82,10 +129,10 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _fresh_folder(root: Path, config: TrainConfig) -> Path:
+def _fresh_name(config: TrainConfig) -> str:
     family = config.env.id.split("/")[-1].lower()
-    # The last part tells jobs apart that start in the same second, perhaps on machines that share checkpoint.dir.
-    return root / f"{family}-{config.algorithm}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    # The last part tells jobs apart that start in the same second, perhaps on machines that share run.dir.
+    return f"{family}-{config.algorithm}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _check_identity(own: dict, other: dict) -> None:

@@ -32,7 +32,8 @@ class Storage(Protocol):
     def folders(self) -> list[str]:
         """Names of the folders; none if the storage itself is not there yet."""
 
-    def files(self, folder: str) -> list[str]: ...
+    def files(self, folder: str) -> list[str]:
+        """Names of the files in a folder; in the storage itself for ``""``, none if that is not there yet."""
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all that is in it; nothing there is fine."""
@@ -74,6 +75,8 @@ class LocalStorage:
             return []
 
     def files(self, folder: str) -> list[str]:
+        if not folder and not self.root.exists():
+            return []
         return [path.name for path in (self.root / folder).iterdir() if path.is_file()]
 
     def remove(self, name: str) -> None:
@@ -146,6 +149,8 @@ class ArrowStorage:
 
     @_as_os_error()
     def files(self, folder: str) -> list[str]:
+        if not folder and self._type(self.root) == "NotFound":
+            return []
         return [name for name, kind in self._list(self._at(folder), recursive=False) if kind == "File"]
 
     @_as_os_error()
@@ -160,7 +165,7 @@ class ArrowStorage:
         return join(self.where, name) if name else self.where
 
     def _at(self, name: str) -> str:
-        return f"{self.root.rstrip('/')}/{name}"
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def _type(self, path: str) -> str:
         return self.system.get_file_info(path).type.name
@@ -176,8 +181,15 @@ class ArrowStorage:
 _URI = re.compile(r"([\w+.:-]+)://")
 
 
-def open_storage(where: str | Path) -> Storage:
+def is_uri(where: str | Path) -> bool:
+    """Whether it is a URI, and not a path."""
+    return isinstance(where, str) and _URI.match(where) is not None
+
+
+def open_storage(where: str | Path, setting: str = "checkpoint.dir (or --resume)") -> Storage:
     """The storage at a path or a URI: ``file://``, one of pyarrow (``s3://``, ``gs://``) or of fsspec. Makes nothing.
+
+    ``setting``: what an error calls the place.
 
     Raises:
         ConfigError: nothing serves such a URI, a Python package for it is missing, or the store does not answer.
@@ -185,7 +197,7 @@ def open_storage(where: str | Path) -> Storage:
     uri = _URI.match(where) if isinstance(where, str) else None
     if uri is None:
         return LocalStorage(Path(where))
-    setting = f"checkpoint.dir (or --resume) = {where}"
+    setting = f"{setting} = {where}"
     try:
         system, root = _open_system(uri[1], where)
     except ConfigError as error:

@@ -165,11 +165,6 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     trainer.run()
 
 
-def test_a_run_folder_is_local_and_says_where_checkpoints_may_go(tmp_path):
-    with pytest.raises(ConfigError, match=r"run.dir: memory://runs .* checkpoint.dir"):
-        MetaTrainer(small("memory://runs"))
-
-
 def test_checkpoints_on_another_filesystem(tmp_path):
     """The machine is lost with its disk; another one goes on from the store."""
     whole = MetaTrainer(small(tmp_path / "whole")).run()

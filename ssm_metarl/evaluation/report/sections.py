@@ -28,6 +28,7 @@ from ssm_metarl.evaluation.report.wording import (
     whole,
 )
 from ssm_metarl.evaluation.statistics import Interval
+from ssm_metarl.runtime.storage import is_uri, join
 
 MOST_EVENTS = 200
 COLOURS = 7
@@ -255,7 +256,8 @@ def repetition(run: Run) -> Cells:
     hashes = [line["params_sha256"] for line in run.records if "params_sha256" in line]
     trained = (run.manifest or {}).get("versions", {})
     measured = (run.evaluation or {}).get("versions", {})
-    rows = [["folder", str(run.folder)]]
+    root = run.config.run.dir
+    rows = [["folder", join(root, run.name) if is_uri(root) else str(run.folder)]]
     if hashes:
         rows.append(["parameters (sha256)", hashes[-1]])
     for name, digest in (run.manifest or {}).get("files", {}).items():
