@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ssm_metarl.config import TrainConfig
 from ssm_metarl.runtime.process import ENVIRONMENT
 
+RESIZE_S = 5.0
 WAITING_NOTICE_S = 20.0
 MAX_BACK_OFF_S = 30.0
 TRANSFER_TIMEOUT_S = 60.0
@@ -27,7 +28,7 @@ _RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*$", re.MULTI
 _DETAIL = re.compile(r"Worker exit detail: (.*?)(?: Some common causes|$)", re.MULTILINE)
 
 Event = dict[str, Any]
-"""What happened: ``event`` is respawn, retry, recollect or waiting; ``cause``, ``worker`` and ``spec`` say more."""
+"""``event`` is respawn, retry, recollect, waiting or resize; ``cause``, ``worker`` and ``spec`` say more."""
 Report = Callable[[Event], None]
 
 
@@ -65,10 +66,19 @@ class Actors:
         config: the run's configuration.
         num_workers: how many.
         report: called with every `Event`.
+        affordable: how many there could be now; their number follows it. None: it stays.
     """
 
-    def __init__(self, worker_class: type, config: TrainConfig, num_workers: int, report: Report) -> None:
-        self._config, self._num_workers, self._report = config.workers, num_workers, report
+    def __init__(
+        self,
+        worker_class: type,
+        config: TrainConfig,
+        num_workers: int,
+        report: Report,
+        affordable: Callable[[], int] | None = None,
+    ) -> None:
+        self._config, self.num_workers, self._report = config.workers, num_workers, report
+        self._affordable, self._resize_at = affordable, time.monotonic() + RESIZE_S
         self._config_ref = ray.put(config)
         self._class = ray.remote(_fetching(worker_class)).options(
             num_cpus=config.workers.cpus_per_worker,
@@ -85,6 +95,8 @@ class Actors:
         self._none_since = self._missing_since = time.monotonic()
         self._noticed = False
         self.fill()
+        if num_workers * config.workers.cpus_per_worker > ray.cluster_resources().get("CPU", 0):
+            self._notice()
 
     @property
     def starting(self) -> list[ray.ObjectRef]:
@@ -93,9 +105,11 @@ class Actors:
 
     def fill(self) -> None:
         """Starts as many actors as are missing, unless it is too early for another attempt."""
+        if self._affordable and time.monotonic() > self._resize_at:
+            self._resize(self._affordable())
         if time.monotonic() < self._start_after:
             return
-        for _ in range(self._num_workers - len(self.idle) - len(self._busy) - len(self._starting)):
+        for _ in range(self.num_workers - len(self.idle) - len(self._busy) - len(self._starting)):
             self._ask(Actor(self._class.remote(self._config_ref)))
 
     def admit(self, ref: ray.ObjectRef) -> None:
@@ -135,17 +149,17 @@ class Actors:
         actor.died = isinstance(error, RayActorError)
         self._report({"event": "respawn", "worker": actor.name, "cause": describe(error)})
         self._lost_in_a_row += 1
-        if self._lost_in_a_row > self._config.max_respawns * self._num_workers:
+        if self._lost_in_a_row > self._config.max_respawns * self.num_workers:
             raise PoolError(
                 f"{self._lost_in_a_row} workers were lost in a row, and no call was finished in between "
-                f"(workers.max_respawns = {self._config.max_respawns} for each of {self._num_workers}); "
+                f"(workers.max_respawns = {self._config.max_respawns} for each of {self.num_workers}); "
                 f"the last because: {describe(error)}"
             ) from error
         # Those that share the fate of this one (a node, a machine out of memory) must not be handed a call to find out.
         suspects, self.idle = self.idle, []
         for suspect in suspects:
             self._ask(suspect)
-        if excess := max(0, self._lost_in_a_row - self._num_workers):
+        if excess := max(0, self._lost_in_a_row - self.num_workers):
             self._start_after = time.monotonic() + min(MAX_BACK_OFF_S, 2.0 ** (excess - 1))
 
     def end(self, actor: Actor) -> None:
@@ -163,19 +177,17 @@ class Actors:
         working = len(self.idle) + len(self._busy)
         if working:
             self._none_since = now
-        if working == self._num_workers:
+        if working == self.num_workers:
             self._missing_since, self._noticed = now, False
             return
         if now - self._none_since > limit:
             raise PoolError(
-                f"no worker was ready within workers.start_timeout_s = {limit:g} s; {self._resources()}; "
+                f"no worker was ready within workers.start_timeout_s = {limit:g} s; "
+                f"waiting for resources: {self._resources()}; "
                 "ask for fewer or smaller workers, or raise the time-out"
             )
         if now - self._missing_since > WAITING_NOTICE_S and not self._noticed:
-            self._noticed = True
-            self._report(
-                {"event": "waiting", "cause": f"{working} of {self._num_workers} workers; {self._resources()}"}
-            )
+            self._notice()
         for ref, actor in list(self._starting.items()):
             if working and now - actor.asked_at > limit:
                 del self._starting[ref]
@@ -189,6 +201,26 @@ class Actors:
             ray.kill(actor.handle, no_restart=True)
         self.idle, self._starting, self._busy = [], {}, set()
 
+    def _resize(self, num_workers: int) -> None:
+        """Follows machines that come and go; actors that have not started yet are given up first, none is ended."""
+        self._resize_at = time.monotonic() + RESIZE_S
+        working = len(self.idle) + len(self._busy)
+        num_workers = max(num_workers, working)
+        if num_workers == self.num_workers:
+            return
+        cause = f"{num_workers} workers instead of {self.num_workers}; {self._resources()}"
+        self._report({"event": "resize", "cause": cause})
+        self.num_workers = num_workers
+        for ref, actor in list(self._starting.items())[max(0, num_workers - working) :]:
+            del self._starting[ref]
+            self.end(actor)
+
+    def _notice(self) -> None:
+        self._noticed = True
+        working = len(self.idle) + len(self._busy)
+        cause = f"{working} of {self.num_workers} workers; waiting for resources: {self._resources()}"
+        self._report({"event": "waiting", "cause": cause})
+
     def _ask(self, actor: Actor) -> None:
         actor.asked_at = time.monotonic()
         self._starting[actor.handle.ready.remote()] = actor
@@ -197,8 +229,8 @@ class Actors:
         available, total = (
             resources.get("CPU", 0) for resources in (ray.available_resources(), ray.cluster_resources())
         )
-        wanted = f"{self._num_workers} workers x {self._config.cpus_per_worker:g} CPUs"
-        return f"waiting for resources: wanted {wanted}, the cluster has {available:g} of {total:g} CPUs free"
+        wanted = f"{self.num_workers} workers x {self._config.cpus_per_worker:g} CPUs"
+        return f"wanted {wanted}, the cluster has {available:g} of {total:g} CPUs free"
 
 
 def describe(error: Exception) -> str:

@@ -32,7 +32,7 @@ from ssm_metarl.runtime import checkpoint
 from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState
 from ssm_metarl.runtime.metrics import FileSink, Record, Sink, params_sha256
 from ssm_metarl.runtime.mirror import Mirror
-from ssm_metarl.runtime.pool import Event, LocalPool, RayPool, make_pool
+from ssm_metarl.runtime.pool import Event, LocalPool, PoolError, RayPool, make_pool
 from ssm_metarl.runtime.process import limit_threads
 from ssm_metarl.runtime.run_folder import RunFolder, checkpoint_storage, find_folder, locked, restore
 from ssm_metarl.runtime.signals import Abandoned, StopSignals
@@ -148,7 +148,10 @@ class MetaTrainer:
                     return self._finish(pool)
             except Abandoned:
                 stop.quiet()
-                raise self._stopped(stop) from None
+                name = signal.Signals(stop.received).name
+                raise RunStopped(f"stopped by {name} {self._kept()}", stop.received) from None
+            except PoolError as error:
+                raise PoolError(f"{error}; ended {self._kept()}") from error
 
     @contextmanager
     def at_work(self, stop: StopSignals | None = None) -> Iterator[LocalPool | RayPool]:
@@ -286,24 +289,22 @@ class MetaTrainer:
         return returns
 
     def _finish(self, pool: LocalPool | RayPool) -> Summary:
-        steps = max(self.config.eval.num_steps, self.config.inner.num_steps)
-        strategies = self.config.eval.strategies
+        steps, strategies = max(self.config.eval.num_steps, self.config.inner.num_steps), self.config.eval.strategies
         evaluation = evaluate(pool, self.family, self.config, self.params_P, "test", steps, strategies)
         means = evaluation.returns["meta"].mean(axis=0)
         pre, post = float(means[0]), float(means[self.config.inner.num_steps])
         self._tell("evaluation", self.iteration, {"pre": pre, "post": post})
         return Summary(pre, post, params_sha256(self.params_P), self._run, evaluation)
 
-    def _stopped(self, stop: StopSignals) -> RunStopped:
+    def _kept(self) -> str:
         """Saves what is done, and says so."""
-        done, asked = self._state.iteration, self.config.iterations
+        done = self._state.iteration
         if done > self._saved_iteration:
             try:
                 self.save()
             except CheckpointError as error:
-                return RunStopped(str(error), stop.received)
-        name = signal.Signals(stop.received).name
-        return RunStopped(f"stopped by {name} after {done} of {asked} iterations; {self._where()}", stop.received)
+                return f"after {done} of {self.config.iterations} iterations: {error}"
+        return f"after {done} of {self.config.iterations} iterations; {self._where()}"
 
     def _where(self) -> str:
         """How to go on."""

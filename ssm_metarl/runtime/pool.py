@@ -11,25 +11,20 @@ actor, at most `MAX_ATTEMPTS` times for any cause; results cannot change by it, 
 
 from __future__ import annotations
 
-import logging
-import math
-import os
 import re
-import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from ssm_metarl.config import TrainConfig
 from ssm_metarl.env_runner.tasks import TaskError
-from ssm_metarl.runtime import machine
 from ssm_metarl.runtime.actors import TRANSFER_TIMEOUT_S, Actor, Actors, Event, PoolError, Report, describe
+from ssm_metarl.runtime.ray_start import Watch, count_cpus, forsake, joined_address, start_ray
 from ssm_metarl.runtime.worker import TaskWorker
 from ssm_metarl.types import SharedState, TaskSpec
 
@@ -130,17 +125,28 @@ class RayPool:
 
     Args:
         config: the run's configuration.
-        num_workers: actors to keep alive.
+        num_workers: actors to keep alive; ``auto``: as many as there are CPUs for, at most one per task. On a cluster
+            that number follows the machines that come and go.
         report: called with every `Event`.
+
+    Raises:
+        PoolError: the cluster is not there, or refuses. ConfigError: it may not be joined without a token.
     """
 
-    def __init__(self, config: TrainConfig, num_workers: int, report: Report) -> None:
+    def __init__(self, config: TrainConfig, num_workers: int | Literal["auto"], report: Report) -> None:
         self._deadline_s = config.workers.task_deadline_s
         self._report = report
-        self.num_workers = num_workers
-        self._owns_ray = start_ray(num_workers * config.workers.cpus_per_worker)
-        self._actors = Actors(TaskWorker, config, num_workers, report)
+        count = _affordable(config) if num_workers == "auto" else num_workers
+        self._owns_ray = start_ray(count * config.workers.cpus_per_worker)
+        self._watch = Watch()
+        follows = num_workers == "auto" and not (self._owns_ray and joined_address() is None)
+        self._actors = Actors(TaskWorker, config, count, report, (lambda: _affordable(config)) if follows else None)
         self._running: dict[ray.ObjectRef, _Running] = {}
+
+    @property
+    def num_workers(self) -> int:
+        """Actors to keep alive at present."""
+        return self._actors.num_workers
 
     def map(
         self,
@@ -154,7 +160,7 @@ class RayPool:
 
         Raises:
             TaskError: a spec failed `MAX_ATTEMPTS` times; names it and the last cause.
-            PoolError: no worker for ``workers.start_timeout_s``, or too many were lost in a row.
+            PoolError: no worker for ``workers.start_timeout_s``, too many were lost in a row, or the cluster is gone.
         """
         shared_ref = ray.put(shared)
         queue = deque(
@@ -173,13 +179,18 @@ class RayPool:
             self._running.clear()
 
     def close(self) -> None:
-        """Ends the actors, and Ray if this pool started it."""
+        """Ends the actors, and Ray if this pool started or joined it."""
+        self._watch.close()
+        if self._watch.gone:
+            forsake()
+            return
         self._actors.close()
         if self._owns_ray:
             ray.shutdown()
 
     def _advance(self, queue: deque[_Call], done: dict[int, Any]) -> None:
         """Hands out work, then waits for the next thing to happen: an answer, an actor that is ready, a deadline."""
+        self._watch.check()
         self._actors.fill()
         while queue and self._actors.idle:
             self._dispatch(queue.popleft(), self._actors.take())
@@ -275,57 +286,12 @@ def _recollection(call: _Call) -> _Call:
 def make_pool(config: TrainConfig, report: Report) -> LocalPool | RayPool:
     """The pool that ``workers.num_workers`` asks for; ``auto`` takes every CPU there is, up to one worker per task."""
     num_workers = config.workers.num_workers
-    if num_workers == 0:
-        return LocalPool(config, report)
-    if num_workers == "auto":
-        num_workers = min(config.tasks_per_iteration, max(1, int(_count_cpus() // config.workers.cpus_per_worker)))
-    return RayPool(config, num_workers, report)
+    return LocalPool(config, report) if num_workers == 0 else RayPool(config, num_workers, report)
 
 
-def _count_cpus() -> float:
-    """CPUs of the cluster that is joined or about to be joined, else those that this process may use."""
-    if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
-        return min(machine.num_cores(), machine.cpu_limit() or math.inf)
-    start_ray(1)
-    return ray.cluster_resources().get("CPU", 1)
-
-
-def start_ray(num_cpus: float, environment: Mapping[str, str] | None = None) -> bool:
-    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray on this machine; False if Ray was running already.
-
-    ``environment``: variables for every process that Ray starts for this one.
-
-    Whoever handles SIGTERM must do so again afterwards: Ray's libraries put a handler of theirs before his.
-    """
-    if ray.is_initialized():
-        return False
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if environment:
-        options["runtime_env"] = {"env_vars": dict(environment)}
-    if "RAY_ADDRESS" not in os.environ:
-        # "local": a Ray that somebody else runs on this machine is not ours to join.
-        options |= {"address": "local", "num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}
-    # The kept value of a call that raised holds the same error, and nobody gets it.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with _sigterm_kept():
-        ray.init(**options)
-    return True
-
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Keeps Ray from replacing a handler of SIGTERM: its own exits in the midst of the start, and leaves processes."""
-    utils = ray._private.utils  # Not public; without it a signal during the start is handled less well.
-    install = getattr(utils, "set_sigterm_handler", None)
-    if install is None or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        yield
-        return
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = install
+def _affordable(config: TrainConfig) -> int:
+    """How many workers all CPUs make, at least one and at most one per task."""
+    return min(config.tasks_per_iteration, max(1, int(count_cpus() // config.workers.cpus_per_worker)))
 
 
 def _task_failed(spec: TaskSpec, error: Exception) -> TaskError:

@@ -11,6 +11,7 @@ import pytest
 
 from ssm_metarl.config import load_config
 from ssm_metarl.env_runner.tasks import TaskError
+from ssm_metarl.runtime import machine
 from ssm_metarl.runtime import pool as pool_module
 from ssm_metarl.runtime.actors import Actor
 from ssm_metarl.runtime.pool import LocalPool, PoolError, RayPool
@@ -321,12 +322,11 @@ def test_auto_takes_what_this_process_may_use(monkeypatch, cores, limit, per_wor
     """Ten tasks; a container's limit counts as well as the cores that are seen in it."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(pool_module.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(pool_module.machine, "num_cores", lambda: cores)
-    monkeypatch.setattr(pool_module.machine, "cpu_limit", lambda: limit)
-    monkeypatch.setattr(pool_module, "RayPool", lambda config, num_workers, report: num_workers)
+    monkeypatch.setattr(machine, "num_cores", lambda: cores)
+    monkeypatch.setattr(machine, "cpu_limit", lambda: limit)
     config = load_config(None, {"workers.num_workers": "auto", "workers.cpus_per_worker": per_worker})
     assert config.tasks_per_iteration == 10
-    assert pool_module.make_pool(config, print) == num_workers
+    assert pool_module._affordable(config) == num_workers
 
 
 def test_all_cpus_are_free_afterwards(make_pool, ray_session):
