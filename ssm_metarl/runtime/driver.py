@@ -163,6 +163,7 @@ class MetaTrainer:
             pool = stack.enter_context(closing(make_pool(self.config, self._on_event)))
             if stop:
                 stop.listen()  # Ray has taken SIGTERM for itself when it started.
+            self._sinks += pool.sinks(self.folder.name)
             yield pool
 
     def train(self, pool: LocalPool | RayPool, until: int, stop: StopSignals | None = None) -> None:

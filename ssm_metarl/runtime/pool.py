@@ -24,6 +24,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskEr
 from ssm_metarl.config import TrainConfig
 from ssm_metarl.env_runner.tasks import TaskError
 from ssm_metarl.runtime.actors import TRANSFER_TIMEOUT_S, Actor, Actors, Event, PoolError, Report, describe
+from ssm_metarl.runtime.metrics import Sink
+from ssm_metarl.runtime.ray_metrics import RayMetrics
 from ssm_metarl.runtime.ray_start import Watch, count_cpus, forsake, joined_address, start_ray
 from ssm_metarl.runtime.worker import TaskWorker
 from ssm_metarl.types import SharedState, TaskSpec
@@ -52,6 +54,10 @@ class LocalPool:
         self._config = config
         self._report = report
         self._worker = TaskWorker(config)
+
+    def sinks(self, run: str) -> list[Sink]:
+        """Who else wants to hear of the run of that name: nobody."""
+        return []
 
     def map(
         self,
@@ -139,14 +145,19 @@ class RayPool:
         count = _affordable(config) if num_workers == "auto" else num_workers
         self._owns_ray = start_ray(count * config.workers.cpus_per_worker)
         self._watch = Watch()
-        follows = num_workers == "auto" and not (self._owns_ray and joined_address() is None)
-        self._actors = Actors(TaskWorker, config, count, report, (lambda: _affordable(config)) if follows else None)
+        self._is_cluster = not self._owns_ray or joined_address() is not None
+        follow = (lambda: _affordable(config)) if self._is_cluster and num_workers == "auto" else None
+        self._actors = Actors(TaskWorker, config, count, report, follow)
         self._running: dict[ray.ObjectRef, _Running] = {}
 
     @property
     def num_workers(self) -> int:
         """Actors to keep alive at present."""
         return self._actors.num_workers
+
+    def sinks(self, run: str) -> list[Sink]:
+        """Who else wants to hear of the run of that name: on a cluster, which may have a dashboard, Ray's metrics."""
+        return [RayMetrics(run)] if self._is_cluster else []
 
     def map(
         self,

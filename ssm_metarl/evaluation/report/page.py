@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     runs = _read(folders)
     page, _ = render(runs, _paths(runs[0]) if len(runs) == 1 else [])
     path = out or (folders[0] / NAME if len(folders) == 1 else Path(NAME))
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    replace_text(path, page)
     return path
 
 
@@ -77,7 +76,7 @@ def render(runs: Sequence[Run], extra: Sequence[tuple[str, str]] = ()) -> tuple[
     # Before the last one, which is about the machine.
     parts[0]["figures"][-1:-1] = [Figure(title, "", _drawing(svg)) for title, svg in extra]
     everyone = [group for members in groups.values() for group in members]
-    page = _template().render(
+    page = template(Path(__file__).with_name("report.html.jinja")).render(
         title=f"{listing(environment(env) for env in groups)}: {_what(runs)}",
         subtitle=_subtitle(runs),
         notes=_notes(everyone, runs),
@@ -87,6 +86,22 @@ def render(runs: Sequence[Run], extra: Sequence[tuple[str, str]] = ()) -> tuple[
         runs=[sections.repetition(run) for run in runs],
     )
     return page, [figure.picture for part in parts for figure in part["figures"] if isinstance(figure.picture, Picture)]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file, or leaves the one that was there. Raises OSError."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+@functools.cache
+def template(path: Path) -> Any:
+    """A page's template, which may use the styles and macros of this folder. Everything is escaped."""
+    loader = FileSystemLoader([path.parent, Path(__file__).parent])
+    # Autoescape for every name: by default jinja looks at the ending, and .jinja is not among those it knows.
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja.get_template(path.name)
 
 
 def _read(folders: Sequence[Path]) -> list[Run]:
@@ -104,13 +119,6 @@ def _paths(run: Run) -> list[tuple[str, str]]:
     except (CheckpointError, ConfigError, TaskError):
         return []
     return [picture] if picture else []
-
-
-def _template() -> Any:
-    loader = FileSystemLoader(Path(__file__).parent)
-    # Autoescape for every name: by default jinja looks at the ending, and .jinja is not among those it knows.
-    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return jinja.get_template("report.html.jinja")
 
 
 def _what(runs: Sequence[Run]) -> str:

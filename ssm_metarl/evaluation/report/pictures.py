@@ -100,16 +100,16 @@ class Picture:
             self.text(self.x.start - 7, y + 4.5, text, anchor="end")
         self.text(1, 15, label)
 
-    def x_axis(self, label: str, values: Sequence[float] | None = None) -> None:
-        """Ticks at ``values`` (None: at round numbers), and below them what they count."""
+    def x_axis(self, label: str, values: Sequence[float] | None = None, texts: Sequence[str] | None = None) -> None:
+        """Ticks at ``values`` (None: at round numbers) with ``texts`` (None: the numbers), and what they count."""
         values = ticks(self.x.low, self.x.high) if values is None else values
         self._add(f'<path class="axis" d="M{self.x.start:.1f} {self.y.start:.1f}H{self.x.end:.1f}"/>')
-        for value, text in zip(values, _texts(values), strict=True):
+        for value, text in zip(values, _texts(values) if texts is None else texts, strict=True):
             self.text(self.x(value), self.y.start + 19, text, anchor="middle")
         self.text((self.x.start + self.x.end) / 2, self._height - 6, label, anchor="middle")
 
-    def line(self, xs: Sequence[float], ys: Sequence[float], css: str, shift: float = 0.0) -> None:
-        """A line through the points, moved like a dot; it is interrupted where a number is not finite."""
+    def line(self, xs: Sequence[float], ys: Sequence[float], css: str, shift: float = 0.0, hint: str = "") -> None:
+        """A line through the points, moved and hinted like a dot; interrupted where a number is not finite."""
         path, pen = [], "M"
         for x, y in zip(xs, ys, strict=True):
             if math.isfinite(x) and math.isfinite(y):
@@ -117,7 +117,7 @@ class Picture:
                 pen = "L"
             else:
                 pen = "M"
-        self._add(f'<path class="line {css}" d="{"".join(path)}"/>')
+        self.hinted(f'<path class="line {css}" d="{"".join(path)}"/>', hint)
 
     def band(self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], css: str) -> None:
         """The area between two lines; points that are not finite are left out."""

@@ -25,6 +25,7 @@ _EVENTS = {
     "recollect": "A lost rollout was made again",
     "save_failed": "A checkpoint could not be written",
     "waiting": "Waited for workers",
+    "resize": "Machines came or went",
     "warning": "Warning",
 }
 
