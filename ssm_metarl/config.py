@@ -216,7 +216,8 @@ class WorkersConfig(Config):
     """Who does the work; results do not depend on it."""
 
     num_workers: Whole | Literal["auto"] = "auto"
-    """Worker processes; 0: in this process, without Ray; auto: one per core, at most one per task."""
+    """Worker processes; 0: in this process, without Ray; auto: one per core, at most one per task, and on a cluster as
+    many as there are cores for at the time."""
     cpus_per_worker: Real = Field(1.0, gt=0.0)
     """CPUs that a worker reserves in Ray."""
     task_deadline_s: Real = Field(600.0, gt=0.0)
@@ -260,7 +261,7 @@ class RunConfig(Config):
     name: Annotated[Text, AfterValidator(_folder_name)] | None = None
     """Name of the run; a named run that exists is resumed. null: a fresh name."""
     dir: Text = "runs"
-    """Folder of runs."""
+    """Folder of runs: a path, or a URI of any pyarrow or fsspec filesystem (s3://bucket/path, gs://...)."""
     grace_s: Real = Field(2.0, ge=0.0)
     """Seconds that SIGTERM or Ctrl-C leave the iteration under way; it is abandoned if it does not end within them.
     (Ray kills a job that it stops after 3 seconds.)"""

@@ -1,6 +1,6 @@
 """`RayMetrics`: a run's numbers among those of its Ray cluster, where Prometheus and Ray's dashboard find them.
 
-Each is a line of Ray's metrics end points, ``ray_ssm_metarl_iteration_s{run="first"} 1.9``; docs/metrics.md has them all.
+Each is a line of Ray's end points, ``ray_ssm_metarl_iteration_s{run="first"} 1.9``; docs/metrics.md has them all.
 """
 
 from __future__ import annotations
