@@ -20,7 +20,7 @@ import ray
 
 from ssm_metarl.runtime import machine
 from ssm_metarl.runtime.actors import PoolError
-from ssm_metarl.runtime.auth import MODE, is_loopback, private_token_file, require_token, token_file
+from ssm_metarl.runtime.auth import MODE, private_token_file, require_token
 
 JOIN_S = 10
 """Seconds in which a cluster that answers must let this process in."""
@@ -140,15 +140,13 @@ def _join(where: str, options: dict[str, Any]) -> None:
         raise PoolError(f"RAY_ADDRESS = {where}: must be HOST:PORT of a cluster that this machine is part of, or auto")
     if where != "auto" and (why := _silence(where)):
         raise PoolError(f"RAY_ADDRESS = {where}: no cluster answers there ({why}); {cure}")
-    if MODE not in os.environ and is_loopback(where) and token_file().is_file():
-        # ``ray start`` demands a token as soon as there is one; ``ray.init`` does not show it unasked.
-        os.environ[MODE] = "token"
-        ray._raylet.Config.initialize("")  # Not public: Ray has read its environment when it was imported.
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(JOIN_S))
     try:
         with _sigterm_kept(), _stderr_closed():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        # ``ray start`` demands a token as soon as the machine has one; ``ray.init`` does not show it unasked. But to turn
+        # it on for a cluster that demands none would be worse: this process would refuse the cluster's own messages.
         why = f"{str(error).splitlines()[0]}; if it demands a token, {MODE}=token shows it"
         raise PoolError(f"RAY_ADDRESS = {where}: the cluster cannot be joined: {why}; else {cure}") from error
 
