@@ -145,8 +145,8 @@ def _join(where: str, options: dict[str, Any]) -> None:
         with _sigterm_kept(), _stderr_closed():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        # ``ray start`` demands a token as soon as the machine has one; ``ray.init`` does not show it unasked. But to turn
-        # it on for a cluster that demands none would be worse: this process would refuse the cluster's own messages.
+        # ``ray start`` demands a token as soon as the machine has one; ``ray.init`` does not show it unasked. But to
+        # turn it on for a cluster without one would be worse: this process would refuse the cluster's own messages.
         why = f"{str(error).splitlines()[0]}; if it demands a token, {MODE}=token shows it"
         raise PoolError(f"RAY_ADDRESS = {where}: the cluster cannot be joined: {why}; else {cure}") from error
 
