@@ -53,7 +53,8 @@ def train_arms(name: str, seed: int) -> list[dict]:
 
 def train(name: str, arm: str, seed: int, budget: int | None) -> dict:
     """One run, up to ``budget`` environment steps (None: its iterations), and its returns on the held-out tasks."""
-    from ssm_metarl.runtime.driver import MetaTrainer, evaluate
+    from ssm_metarl.runtime.driver import MetaTrainer
+    from ssm_metarl.runtime.held_out import evaluate
     from ssm_metarl.runtime.pool import LocalPool
 
     with tempfile.TemporaryDirectory() as folder:

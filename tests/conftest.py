@@ -1,6 +1,10 @@
-"""One thread for every test (before numpy is imported), no pictures on a screen, and one Ray for the whole session."""
+"""One thread for every test (before numpy is imported), no pictures on a screen, and one Ray for the whole session.
+
+With ``-n 2`` all tests that may start processes (tests/runtime) run one after the other beside the others.
+"""
 
 import os
+from pathlib import Path
 
 from ssm_metarl.runtime.process import ENVIRONMENT
 
@@ -9,6 +13,12 @@ os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.en
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is Ray's)
 
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(item.path).parent.name == "runtime":
+            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ from ssm_metarl.env_runner.tasks import TaskError, TaskFamily, make_family
 from ssm_metarl.evaluation.curves import Curves, require_alike, table
 from ssm_metarl.evaluation.statistics import Interval
 from ssm_metarl.runtime import checkpoint
-from ssm_metarl.runtime.driver import Evaluation, evaluate
+from ssm_metarl.runtime.held_out import Evaluation, evaluate
 from ssm_metarl.runtime.metrics import params_sha256
 from ssm_metarl.runtime.pool import make_pool
 from ssm_metarl.runtime.process import limit_threads

@@ -96,7 +96,10 @@ def fold(gradients: Iterable[np.ndarray]) -> np.ndarray:
     """
     total_P, count = None, 0
     for gradient_P in gradients:
-        total_P = gradient_P.astype(np.float64) if total_P is None else total_P + gradient_P
+        if total_P is None:
+            total_P = gradient_P.astype(np.float64)
+        else:
+            total_P += gradient_P
         count += 1
     if total_P is None:
         raise ValueError("fold needs at least one gradient; tasks_per_iteration must be at least 1")

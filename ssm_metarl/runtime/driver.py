@@ -1,7 +1,7 @@
 """`MetaTrainer`, the outer loop: samples tasks, folds meta-gradients, steps the optimizer, keeps the books.
 
     sample K tasks ──specs──► pool.map("adapt_and_collect") ──► K meta-gradients; K batches stay with the workers
-         ▲                                                          │ waits for all K; folds in task order, float64
+         ▲                                                          │ folded in task order as they come, float64
          │                                                          ▼
     next iteration ◄── metrics, checkpoint ◄── outer_step ◄── pool.map("revisit") under new parameters, num_passes - 1
 
@@ -26,10 +26,11 @@ import numpy as np
 import torch
 
 from ssm_metarl.config import ConfigError, TrainConfig, dump_yaml
-from ssm_metarl.env_runner.tasks import TaskFamily, make_family
+from ssm_metarl.env_runner.tasks import make_family
 from ssm_metarl.meta_rl.objectives import fold
 from ssm_metarl.runtime import checkpoint
 from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState
+from ssm_metarl.runtime.held_out import Evaluation, evaluate, make_specs
 from ssm_metarl.runtime.metrics import FileSink, Record, Sink, params_sha256
 from ssm_metarl.runtime.mirror import Mirror
 from ssm_metarl.runtime.pool import Event, LocalPool, PoolError, RayPool, make_pool
@@ -38,23 +39,7 @@ from ssm_metarl.runtime.run_folder import RunFolder, checkpoint_storage, find_fo
 from ssm_metarl.runtime.signals import Abandoned, StopSignals
 from ssm_metarl.runtime.storage import open_storage
 from ssm_metarl.runtime.worker import make_policy
-from ssm_metarl.types import SharedState, Stream, Task, TaskResult, TaskSpec, make_rng
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Returns on held-out tasks, by strategy of adaptation.
-
-    ``returns["meta"][i, k]``: mean return on task i after k calls of the adapter. ``skipped["meta"]``: in how many of
-    all calls it found a reason not to learn, such as a number that is not finite.
-    """
-
-    split: str
-    tasks: list[Task]
-    returns: dict[str, np.ndarray]
-    skipped: dict[str, int]
-    successes: dict[str, np.ndarray] | None = None
-    """The same for the share of episodes that succeed; None: the environment does not say."""
+from ssm_metarl.types import SharedState, Stream, TaskResult, TaskSpec, make_rng
 
 
 @dataclass(frozen=True)
@@ -192,11 +177,16 @@ class MetaTrainer:
         began = time.perf_counter()
         specs = self._training_specs()
         results, handles = [], []
-        for result, handle in pool.map("adapt_and_collect", self._shared(), specs, keep=True):
-            results.append(result)
-            handles.append(handle)
-            self._tell("task", self.iteration, len(results), len(specs))
-        passes = [self._outer_step(results)]
+
+        def first_pass() -> Iterator[TaskResult]:
+            for result, handle in pool.map("adapt_and_collect", self._shared(), specs, keep=True):
+                # Folded as they come, and let go: the gradients of all tasks may be more than memory holds.
+                results.append(replace(result, gradient_P=None))
+                handles.append(handle)
+                self._tell("task", self.iteration, len(results), len(specs))
+                yield result
+
+        passes = [self._outer_step(first_pass())]
         for _ in range(self.config.outer.num_passes - 1):
             passes.append(self._outer_step(pool.map("revisit", self._shared(), specs, handles)))
         steps = sum(result.num_env_steps for result in results)
@@ -355,48 +345,6 @@ class MetaTrainer:
     def _tell(self, what: str, *arguments: object) -> None:
         for sink in self._sinks:
             getattr(sink, what)(*arguments)
-
-
-def make_specs(
-    config: TrainConfig, stream: Stream, iteration: int, tasks: Sequence[Task], num_steps: int
-) -> list[TaskSpec]:
-    """One spec per task, in task order."""
-    return [TaskSpec(config.seed, stream, iteration, index, task, num_steps) for index, task in enumerate(tasks)]
-
-
-def evaluate(
-    pool: LocalPool | RayPool,
-    family: TaskFamily,
-    config: TrainConfig,
-    params_P: np.ndarray,
-    split: str,
-    num_steps: int,
-    strategies: Sequence[str] = ("meta",),
-) -> Evaluation:
-    """Adapts to the fixed tasks of a held-out split by each of these strategies and ``meta``, through the same pool.
-
-    The random streams depend neither on the iteration nor on the strategy: two sets of parameters meet the same tasks
-    and the same noise.
-    """
-    strategies = list(dict.fromkeys([*strategies, "meta"]))
-    tasks = family.tasks(split, config.eval.num_tasks)
-    specs = [
-        replace(spec, strategy=strategy)
-        for strategy in strategies
-        for spec in make_specs(config, Stream.EVALUATE, 0, tasks, num_steps)
-    ]
-    results = list(pool.map("evaluate", SharedState(params_P), specs))
-    parts = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(strategies)}
-    knows_success = all(len(result.successes) == num_steps + 1 for result in results)
-    return Evaluation(
-        split,
-        tasks,
-        returns={name: np.array([result.returns for result in part]) for name, part in parts.items()},
-        skipped={name: int(sum(result.metrics["skipped"] for result in part)) for name, part in parts.items()},
-        successes={name: np.array([result.successes for result in part]) for name, part in parts.items()}
-        if knows_success
-        else None,
-    )
 
 
 def _is_due(iteration: int, every: int) -> bool:

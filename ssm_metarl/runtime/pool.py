@@ -207,9 +207,14 @@ class RayPool:
             self._dispatch(queue.popleft(), self._actors.take())
         starting = self._actors.starting
         now = time.monotonic()
-        patience = min([POLL_S, *(running.deadline - now for running in self._running.values())])
+        # All calls have the same time: the one that has been on its way longest is the first whose time is up.
+        oldest = next(iter(self._running.values()), None)
+        patience = POLL_S if oldest is None else min(POLL_S, max(0.0, oldest.deadline - now))
         if waiting_for := [*self._running, *starting]:
-            finished, _ = ray.wait(waiting_for, num_returns=1, timeout=max(0.0, patience))
+            finished, others = ray.wait(waiting_for, num_returns=1, timeout=patience)
+            if finished and others:
+                # A look costs time for every call on its way: it must not be one per answer when answers queue up.
+                finished += ray.wait(others, num_returns=len(others), timeout=0)[0]
         else:
             finished = []
             time.sleep(POLL_S)  # Replacements are being held back.
@@ -281,11 +286,10 @@ class RayPool:
 
     def _expire(self, queue: deque[_Call]) -> None:
         now = time.monotonic()
-        for ref, running in list(self._running.items()):
-            if running.deadline <= now:
-                del self._running[ref]
-                limit = f"no answer within workers.task_deadline_s = {self._deadline_s:g} s"
-                self._recover(running, TimeoutError(limit), queue)
+        while self._running and next(iter(self._running.values())).deadline <= now:
+            running = self._running.pop(next(iter(self._running)))
+            limit = f"no answer within workers.task_deadline_s = {self._deadline_s:g} s"
+            self._recover(running, TimeoutError(limit), queue)
 
 
 def _recollection(call: _Call) -> _Call:

@@ -8,7 +8,8 @@ from ssm_metarl.env_runner.rollout import collect
 from ssm_metarl.meta_rl.advantages import make_batch
 from ssm_metarl.meta_rl.meta_maml import inner_step
 from ssm_metarl.meta_rl.objectives import as_tensors, surrogate
-from ssm_metarl.runtime.driver import MetaTrainer, evaluate
+from ssm_metarl.runtime.driver import MetaTrainer
+from ssm_metarl.runtime.held_out import evaluate
 from ssm_metarl.runtime.life import Life, adaptation_config
 from ssm_metarl.runtime.pool import LocalPool
 from ssm_metarl.runtime.worker import TaskWorker, make_policy

@@ -10,7 +10,8 @@ from ssm_metarl.config import ConfigError, TrainConfig, load_config
 from ssm_metarl.evaluation.curves import join, table
 from ssm_metarl.evaluation.evaluate import adaptation_table, write_evaluation
 from ssm_metarl.evaluation.statistics import bootstrap, bootstrap_mean, paired_difference, probability_of_improvement
-from ssm_metarl.runtime.driver import Evaluation, MetaTrainer
+from ssm_metarl.runtime.driver import MetaTrainer
+from ssm_metarl.runtime.held_out import Evaluation
 
 TASKS, STEPS = 6, 2
 
