@@ -1,4 +1,4 @@
-"""The commands: ``ssm-metarl train | evaluate | report | adapt | export | doctor``, each a dataclass and a function."""
+"""The commands of ``ssm-metarl``, each a dataclass of its arguments and a function."""
 
 from __future__ import annotations
 
@@ -83,6 +83,34 @@ class Adapt:
 
 
 @dataclass(frozen=True)
+class Submit:
+    """Train on a cluster: send the run there as a job, follow it, stop it; sent again, it goes on where it was."""
+
+    address: str | None = None
+    """The cluster's dashboard, such as http://127.0.0.1:8265; without one, RAY_API_SERVER_ADDRESS, else that."""
+    config: Path | None = None
+    """YAML file, in the folder that is sent."""
+    working_dir: Path = Path(".")
+    """The folder that is sent, less what its .gitignore names."""
+    follow: bool = False
+    """Show the job's log until it ends, and end with its exit status. Ctrl-C leaves it running."""
+    attach: str | None = None
+    """Send nothing; follow the job of this run.name or id."""
+    stop: str | None = None
+    """Send nothing; stop the job of this run.name or id. What it has saved stays."""
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Search for better settings: trials side by side on Ray Tune, the best one compared with the defaults."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The sweep, a YAML file such as tune_configs/quick.yaml. Settings given here go over its base."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the sweep of this name in run.dir, should it exist."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check this machine: versions, cores, memory, disk, Ray, and a tiny training whose results must agree."""
 
@@ -153,6 +181,13 @@ def report(arguments: Report, overrides: dict[str, Any]) -> int:
     return 0
 
 
+def tune(arguments: Tune, overrides: dict[str, Any]) -> int:
+    """Runs a sweep: its table, the comparison with the base, and its files."""
+    from ssm_metarl.tuning.sweep import run_sweep
+
+    return run_sweep(arguments.file, overrides, arguments.resume)
+
+
 def doctor(_: Doctor, overrides: dict[str, Any]) -> int:
     """Examines the machine."""
     from ssm_metarl.doctor import examine
@@ -200,12 +235,40 @@ def adapt(arguments: Adapt, overrides: dict[str, Any]) -> int:
     return 0
 
 
+def submit(arguments: Submit, overrides: dict[str, Any]) -> int:
+    """Sends a job, follows or stops one. Returns 0, or the exit status of the job that it followed."""
+    from ssm_metarl.runtime.job_client import Cluster
+    from ssm_metarl.runtime.jobs import Job
+
+    if name := arguments.attach or arguments.stop:
+        if overrides or arguments.config or (arguments.attach and arguments.stop):
+            raise ConfigError("command line: --attach and --stop take a job's name or id, and nothing but an --address")
+        cluster = Cluster(arguments.address)
+        job_id = cluster.find(name)
+        if arguments.attach:
+            return cluster.follow(job_id)
+        print(cluster.stop(job_id), flush=True)
+        return 0
+    job = Job.prepare(arguments.config, overrides, arguments.working_dir)
+    cluster = Cluster(arguments.address)
+    if cluster.is_open:
+        print(f"note: {cluster.address} asks nobody for a token (RAY_AUTH_MODE=token)", file=sys.stderr)
+    job_id = cluster.submit(job)
+    print(f"sent as job {job_id} to {cluster.address}: {job}", flush=True)
+    if arguments.follow:
+        return cluster.follow(job_id)
+    print(cluster.hints(job_id), flush=True)
+    return 0
+
+
 COMMANDS = {
     "train": (Train, train),
     "evaluate": (Evaluate, evaluate),
     "report": (Report, report),
     "adapt": (Adapt, adapt),
     "export": (Export, export),
+    "tune": (Tune, tune),
+    "submit": (Submit, submit),
     "doctor": (Doctor, doctor),
 }
 

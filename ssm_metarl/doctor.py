@@ -190,6 +190,16 @@ def ray_folder(_: Patient) -> Check:
     return _disk(folder, low, "make room, or set RAY_TMPDIR to a folder with room that you may write to")
 
 
+def token(_: Patient) -> Check:
+    """Whoever can read Ray's token can use every Ray of its owner."""
+    from ssm_metarl.runtime.auth import is_private, token_file
+
+    path = token_file()
+    if path.is_file() and not is_private(path):
+        return Check("warn", f"others can read {path}", f"chmod 600 {path}")
+    return Check("ok", f"{path}, which only you can read" if path.is_file() else f"none yet; Ray makes {path}")
+
+
 def training(patient: Patient) -> Check:
     """A short training in this process."""
     summary, seconds = _train(patient, num_workers=0)
@@ -271,6 +281,7 @@ CHECKS: dict[str, Callable[[Patient], Check]] = {
     "shared memory": shared_memory,
     "folder of runs": runs_folder,
     "folder of Ray": ray_folder,
+    "token of Ray": token,
     "training": training,
     "start of Ray": ray_start,
     "training in worker": training_in_worker,

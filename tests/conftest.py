@@ -13,6 +13,11 @@ os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.en
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is Ray's)
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something about the machine, and nothing about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):

@@ -20,8 +20,8 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the program of a job, along with the RAY_ADDRESS of the job's own cluster."""
 ON_CLUSTER = (
-    "on the cluster: the same token in ~/.ray/auth_token of every node (ray get-auth-token --generate makes one, "
-    f"chmod 600), and export {MODE}=token before ray start"
+    "on the cluster: the same token in ~/.ray/auth_token of every node (umask 077; ray get-auth-token --generate makes "
+    f"one), and export {MODE}=token before ray start"
 )
 HERE = f"here: export {MODE}=token, with that token in {TOKEN} or in the file {TOKEN_PATH} (default ~/.ray/auth_token)"
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ssm_metarl.cli import main
+from ssm_metarl.cli import COMMANDS, main
 from ssm_metarl.config import load_config
 from ssm_metarl.env_runner.tasks import make_family
+from ssm_metarl.options import parse
+from ssm_metarl.runtime.jobs import Job
+from ssm_metarl.tuning.config import load_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +46,7 @@ def test_the_commands_of_readme_run(tmp_path, monkeypatch, capsys):
     tiny = "--iterations 2 --tasks_per_iteration 2 --env.horizon 5 --env.episodes_per_task 2 --workers.num_workers 0"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("eval: {num_tasks: 2}\n", encoding="utf-8")
-    _, _, (_, commands) = blocks(ROOT / "README.md", "sh")
+    _, _, (_, commands), _ = blocks(ROOT / "README.md", "sh")
     statuses = []
     for line in commands.splitlines():
         program, *arguments = shlex.split(line, comments=True)
@@ -57,6 +60,23 @@ def test_the_commands_of_readme_run(tmp_path, monkeypatch, capsys):
             statuses.append(stop.code)
     assert statuses == [0] * len(commands.splitlines()), capsys.readouterr().err
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"first", "second"}
+
+
+def test_the_commands_for_sweeps_and_clusters_are_understood(tmp_path, monkeypatch):
+    """The next block; its commands run in tests/runtime/test_tune.py and test_cluster.py."""
+    monkeypatch.chdir(ROOT)
+    *_, (_, commands) = blocks(ROOT / "README.md", "sh")
+    seen = []
+    for line in commands.splitlines():
+        program, name, *arguments = shlex.split(line, comments=True)
+        assert program == ".venv/bin/ssm-metarl"
+        parsed, overrides = parse(COMMANDS[name][0], arguments, program)
+        seen.append(name)
+        if name == "tune":
+            load_sweep(parsed.file, overrides)
+        elif name == "submit":
+            Job.prepare(parsed.config, overrides, parsed.working_dir)
+    assert seen == ["tune", "tune", "train", "submit"]
 
 
 def test_readme_shows_the_seed_api():

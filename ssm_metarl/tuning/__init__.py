@@ -1,0 +1,1 @@
+"""Searches for settings with Ray Tune: ``ssm-metarl tune``."""
