@@ -1,10 +1,9 @@
 """One thread for every test (before numpy is imported), no pictures on a screen, and one Ray for the whole session.
 
-With ``-n 2`` all tests that may start processes (tests/runtime) run one after the other beside the others.
+With ``-n 2`` the tests that start processes (tests/runtime) run one after the other, beside the others.
 """
 
 import os
-from pathlib import Path
 
 from ssm_metarl.runtime.process import ENVIRONMENT
 
@@ -20,10 +19,16 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if Path(item.path).parent.name == "runtime":
-            item.add_marker(pytest.mark.xdist_group("processes"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """All of tests/runtime is one portion of work, every other test a portion of its own."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ProcessesAlone(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "processes" if nodeid.startswith("tests/runtime/") else nodeid
+
+    return ProcessesAlone(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
