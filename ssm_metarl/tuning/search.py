@@ -172,8 +172,9 @@ class _Listener(_NotWritten, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its process died too often, or raised what it should not."""
-        self._hands.ledger.fail(trial.config["index"], trouble=f"its process failed {_times(trial)}: {_cause(trial)}")
-        self._changed()
+        limit = f"workers.task_deadline_s = {self._hands.sweep.base.workers.task_deadline_s:g}"
+        cause = f"its process failed {trial.num_failures} times (or a call outlived {limit}): {_cause(trial)}"
+        self._hands.ledger.fail(trial.config["index"], trouble=cause)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Something may have happened."""
@@ -188,7 +189,7 @@ class _Listener(_NotWritten, tune.Callback):
             raise ConfigError(self._hands.fatal)
         self._changed()
         if Trial.RUNNING in states or Trial.PENDING not in states:
-            self._idle_since, self._noticed = time.monotonic(), False
+            self._idle_since = time.monotonic()
             return
         waited, limit = time.monotonic() - self._idle_since, self._hands.sweep.base.workers.start_timeout_s
         if waited > limit:
@@ -204,17 +205,14 @@ class _Listener(_NotWritten, tune.Callback):
         return f"waiting for resources: a trial needs {wanted}, the cluster has {free:g} of {total:g} CPUs free"
 
 
-def _times(trial: Trial) -> str:
-    return f"{trial.num_failures} times" if trial.num_failures > 1 else "once"
-
-
 def _cause(trial: Trial) -> str:
     """The last line of what Tune wrote down, as text; its pickle of the same is not read."""
     try:
         lines = [line.strip() for line in Path(trial.error_file).read_text(encoding="utf-8").splitlines()]
     except (OSError, TypeError, ValueError):
         return "nothing is known of it"
-    return next((line for line in reversed(lines) if line), "nothing is known of it")
+    last = next((line for line in reversed(lines) if line), "nothing is known of it")
+    return last.partition("Worker exit detail: ")[2].partition(" Some common causes")[0] or last
 
 
 @contextmanager

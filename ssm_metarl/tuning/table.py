@@ -26,7 +26,7 @@ def rows(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> list[tuple[str, .
             settings_text(trial.settings),
             f"{trial.iterations}/{sweep.iterations}",
             _returns(trial),
-            trial.state + (f": {trial.cause}" if trial.cause else ""),
+            _cut(trial.state + (f": {trial.cause}" if trial.cause else ""), 100),
         )
         for trial in trials
     ]
@@ -52,7 +52,7 @@ def ranked(sweep: SweepRecord) -> list[TrialRecord]:
 def settings_text(settings: Mapping[str, Any], width: int | None = 60) -> str:
     """``inner.lr 0.1, outer.lr 0.003``, cut to so many characters."""
     text = ", ".join(f"{key} {option_text(value)}" for key, value in settings.items())
-    return text if width is None or len(text) <= width else f"{text[: width - 3]}..."
+    return text if width is None else _cut(text, width)
 
 
 def option_text(value: Any) -> str:
@@ -130,6 +130,11 @@ def _returns(trial: TrialRecord) -> str:
     if not trial.curve:
         return ""
     return f"{_number(trial.curve[-1].pre)} -> {_number(trial.curve[-1].post)}"
+
+
+def _cut(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _number(value: float) -> str:

@@ -84,9 +84,14 @@ def test_a_trial_whose_process_is_killed_goes_on_and_all_cpus_are_free_again(pat
         kill(victims[0])
 
     victims = []
+    path = path.with_name("hurried.yaml")
+    path.write_text(yaml.safe_dump(SWEEP | {"budget_s": 1e-6}))
+    assert run_sweep(path, {"run.dir": str(tmp_path), "run.name": "small"}, resume=False) == 0
+    assert "--resume goes on with them" in capsys.readouterr().out
+    path = path.with_name("small.yaml")
     killer = threading.Thread(target=kill_one)
     killer.start()
-    status = run_sweep(path, {"run.dir": str(tmp_path)}, resume=False)
+    status = run_sweep(path, {"run.dir": str(tmp_path)}, resume=True)
     killer.join()
     assert status == 0 and victims
     folder = tmp_path / "small"

@@ -728,7 +728,7 @@ def test_without_a_terminal_a_line_per_trial_that_is_over():
     display = table.Display(out)
     for _ in range(2):
         display.update(make_record())
-    assert out.getvalue().count("\n") == 5 and out.getvalue().startswith("trial 000  inner.lr 0.1")  # one cause has two
+    assert out.getvalue().count("\n") == 4 and out.getvalue().startswith("trial 000  inner.lr 0.1")
 
 
 def test_on_a_terminal_the_table_is_redrawn_and_leaves_nothing(monkeypatch):
