@@ -44,7 +44,7 @@ def start_ray(num_cpus: float, environment: Mapping[str, str] | None = None) -> 
 
     Raises:
         ConfigError: the cluster is not of this machine, and neither it nor this process uses a token.
-        PoolError: there is no cluster at ``RAY_ADDRESS``, or it refuses.
+        PoolError: there is no cluster at ``RAY_ADDRESS``, or it refuses; or Ray does not start here.
     """
     if ray.is_initialized():
         return False
@@ -60,8 +60,12 @@ def start_ray(num_cpus: float, environment: Mapping[str, str] | None = None) -> 
     private_token_file()
     # "local": a Ray that somebody else runs on this machine is not ours to join.
     options |= {"address": "local", "num_cpus": max(1, math.ceil(num_cpus)), "include_dashboard": False}
-    with _sigterm_kept():
-        ray.init(**options)
+    try:
+        with _sigterm_kept():
+            ray.init(**options)
+    except Exception as error:  # Ray has no kind of its own for a start that takes too long.
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise PoolError(f"Ray does not start on this machine: {why}; --workers.num_workers 0 needs none") from error
     return True
 
 

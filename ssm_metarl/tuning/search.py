@@ -127,7 +127,8 @@ class _Hands(_NotWritten, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the next trial of Tune's is to work on."""
-        if self.ledger.is_done or self.out_of_time:
+        # One at least, however short the time: of a sweep without trials Tune makes an analysis, from its own pickles.
+        if self.ledger.is_done or (self.out_of_time and self._index_of):
             return Searcher.FINISHED
         index = self.ledger.next()
         if index is None:

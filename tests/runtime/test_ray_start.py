@@ -64,6 +64,19 @@ def test_a_cluster_that_refuses_is_one_message(no_ray, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_ray_that_does_not_start_is_one_message(no_ray, monkeypatch):
+    def time_out(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(ray_start.ray, "init", time_out)
+    monkeypatch.setattr(ray_start, "private_token_file", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        PoolError, match=r"Ray does not start .*: The current node timed out during startup.; --workers"
+    ):
+        ray_start.start_ray(1)
+
+
 @pytest.mark.parametrize(("which", "name"), [(0, "the head of Ray"), (1, "Ray on this machine")])
 def test_what_has_gone_away_is_named_after_its_patience(ray_session, monkeypatch, which, name):
     monkeypatch.setattr(ray_start, "PROBE_S", 0.05)
