@@ -507,9 +507,13 @@ def test_ctrl_c_leaves_the_job_alone(server, fast, capsys):
         signal.pthread_kill(main_thread, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert run("--address", server.address, "--attach", "first") == 130
-    thread.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A process of pytest-xdist ignores it.
+    try:
+        thread.start()
+        assert run("--address", server.address, "--attach", "first") == 130
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     out = capsys.readouterr()
     assert out.out == LINES
     assert "job a goes on; to follow it: ssm-metarl submit" in out.err
