@@ -316,6 +316,7 @@ class MetaTrainer:
                 self._sinks[-1].event(event)
             if self._run.store:
                 self._sinks.append(Mirror(self.folder, self._run.store, self._warn))
+                self._run.publish("config.yaml")
         except OSError as error:
             raise ConfigError(f"run.dir or checkpoint.dir cannot be written to: {error}") from error
 

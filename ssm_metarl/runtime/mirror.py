@@ -48,7 +48,6 @@ class Mirror(Sink):
         self._folder, self._store, self._warn = folder, store, warn
         self._sent: dict[str, int] = {}
         store.make()
-        self.publish("config.yaml")
         self._join_lines()
 
     def flush(self) -> None:
@@ -65,10 +64,6 @@ class Mirror(Sink):
                 self._store.write(f"tb/{path.name}", path.read_bytes())
         except OSError as error:
             self._warn(f"{self._store.path()} lacks the last lines of the run: {error}")
-
-    def publish(self, name: str) -> None:
-        """Writes a file of the folder to the store. Raises OSError."""
-        self._store.write(name, (self._folder / name).read_bytes())
 
     def _join_lines(self) -> None:
         """The whole files first, so that no line is ever missing; then the shards go."""
