@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl.evaluation.report.charts import Figure
-from ssm_metarl.evaluation.report.page import replace_text, template
+from ssm_metarl.evaluation.report.page import template
 from ssm_metarl.evaluation.report.wording import count, listing, number, seconds, signed
 from ssm_metarl.tuning.axes import Axis
 from ssm_metarl.tuning.charts import (
@@ -31,15 +31,6 @@ _TEMPLATE = Path(__file__).with_name("sweep.html.jinja")
 _STATE_WORDS = {"stopped": "stopped early"}
 # What XML cannot hold, not even escaped, and halves of surrogate pairs, which UTF-8 cannot.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def write_page(sweep: SweepRecord, path: Path) -> None:
-    """Writes the page of a sweep, finished or not; a page that was there is replaced at once or stays.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    replace_text(path, render(sweep))
 
 
 def render(sweep: SweepRecord) -> str:

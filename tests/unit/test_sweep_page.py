@@ -13,7 +13,7 @@ from test_report import Page, page_of
 from ssm_metarl.evaluation.report.pictures import Picture
 from ssm_metarl.tuning import charts
 from ssm_metarl.tuning.axes import Axis, log_ticks, score_range
-from ssm_metarl.tuning.page import MOST_DRAWN, render, verdict, write_page
+from ssm_metarl.tuning.page import MOST_DRAWN, render, verdict
 from ssm_metarl.tuning.records import STATES, Point, SweepRecord, TrialRecord
 
 LR = {"inner.lr": {"loguniform": [0.001, 1.0]}}
@@ -75,7 +75,7 @@ def test_the_page_in_its_order(tmp_path):
         best=1,
         comparison="base  -20\nbest  -12",
     )
-    write_page(record, tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(render(record), encoding="utf-8")
     page = page_of(tmp_path / "report.html")
     assert [*page.pictures] == [
         "Parallel coordinates",
@@ -323,15 +323,3 @@ def test_a_picture_takes_its_own_ticks_and_hints_its_lines():
     picture.line([0.0, math.nan, 1.0], [0.0, 1.0, 1.0], "g1", hint="a & b")
     svg = picture.standalone()
     assert "&lt;a&gt;</text>" in svg and "<title>a &amp; b</title><path" in svg and "nan" not in svg
-
-
-def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    write_page(sweep(name="old"), tmp_path / "report.html")
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
-        write_page(sweep(name="new"), tmp_path / "report.html")
-    assert "old: a search" in (tmp_path / "report.html").read_text(encoding="utf-8")
