@@ -127,7 +127,12 @@ class EnvConfig(Config):
     """The family of tasks."""
 
     id: Text = "ssm_metarl/Navigation2D-v0"
-    """A task family of ssm_metarl or any gymnasium id (then env.vary says what differs between tasks)."""
+    """A task family of ssm_metarl, any gymnasium id (then env.vary says what differs between tasks), or a TaskFamily
+    of your own: its import path module:Class, or its name among the entry points of the group ssm_metarl.families."""
+    variant: Text | None = None
+    """How a paper sets the family up: maml, pearl, promp, varibad, where they differ; null: the family's first."""
+    kwargs: dict[Text, bool | int | float | Text] = {}
+    """Arguments of the environment's or the family's constructor, such as {num_arms: 5}."""
     horizon: Count | None = None
     """Steps after which an episode ends; null: the family's own."""
     episodes_per_task: Count = 10
@@ -136,6 +141,11 @@ class EnvConfig(Config):
     """What differs between tasks: parameter -> distribution, such as {length: {uniform: [0.3, 1.0]}}. Distributions:
     uniform [low, high], loguniform [low, high], normal [mean, std], choice [numbers], and factors on the nominal value:
     scale [low, high], scale_pow [base, limit] (base ** U(-limit, limit))."""
+    normalize_observations: Flag = False
+    """Give the policy observations with mean 0 and deviation 1, by running statistics of all training episodes."""
+    normalize_rewards: Flag = False
+    """Give the policy rewards (its input previous_reward) in units of the running deviation of discounted returns;
+    advantages are scaled per task in any case, and returns are reported as they are."""
 
 
 class PolicyConfig(Config):
@@ -354,7 +364,7 @@ def settings() -> dict[str, dict[str, Any]]:
 def _build(tree: Mapping[Any, Any], overrides: Mapping[str, Any], file: str, source: str) -> TrainConfig:
     tree, problems = dict(tree), []
     for key, value in overrides.items():
-        if key in settings() or key.startswith("env.vary."):
+        if key in settings() or key.startswith(("env.vary.", "env.kwargs.")):
             _place(tree, key.split(".", 2), value)
         else:
             problems.append(f"{source}: {unknown_setting(key, settings())}")

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.config import EnvConfig
 from ssm_metarl.env_runner.tasks import make_family
+from ssm_metarl.env_runner.vector import first_row
 from ssm_metarl.types import Stream, Task, make_rng
 
 
@@ -89,7 +90,7 @@ class Environment:
         seed, self._seed = self._seed if seed is None else seed, None
         observation_BO, info = self._vector.reset(seed=seed, options=options)
         self._return_B[:], self._length_B[:], self._ended_B[:] = 0.0, 0, False
-        return (observation_BO[0], _first_row(info)) if self.batch_size == 1 else (observation_BO, info)
+        return (observation_BO[0], first_row(info)) if self.batch_size == 1 else (observation_BO, info)
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Gymnasium's (observation, reward, terminated, truncated, info).
@@ -104,7 +105,7 @@ class Environment:
         self._count(reward_B, terminated_B | truncated_B)
         if self.batch_size > 1:
             return observation_BO, reward_B, terminated_B, truncated_B, info
-        return observation_BO[0], float(reward_B[0]), bool(terminated_B[0]), bool(truncated_B[0]), _first_row(info)
+        return observation_BO[0], float(reward_B[0]), bool(terminated_B[0]), bool(truncated_B[0]), first_row(info)
 
     def _actions(self, action: Any) -> np.ndarray:
         action = np.asarray(action)
@@ -137,12 +138,3 @@ class Environment:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _first_row(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The infos of a single environment from those of a batch of one."""
-    return {
-        name: _first_row(value) if isinstance(value, dict) else value.tolist()[0] if value.ndim == 1 else value[0]
-        for name, value in info.items()
-        if not name.startswith("_")
-    }

@@ -67,6 +67,8 @@ class MetaVectorEnv(VectorEnv):
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = copy.deepcopy(observation_space)
         self.single_action_space = copy.deepcopy(action_space)
+        self.env_action_space = self.single_action_space
+        """The action space of what is behind it, whose Discrete actions may not begin at 0."""
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.tasks: list[Task] = [{} for _ in range(num_envs)]
@@ -196,3 +198,12 @@ def _only(info: dict[str, Any], rows_N: np.ndarray) -> dict[str, Any]:
         else:
             narrowed[name] = value & rows_N if name.startswith("_") else value.copy()
     return narrowed
+
+
+def first_row(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The infos of a single environment from those of a batch of one."""
+    return {
+        name: first_row(value) if isinstance(value, dict) else value.tolist()[0] if value.ndim == 1 else value[0]
+        for name, value in info.items()
+        if not name.startswith("_")
+    }

@@ -24,8 +24,6 @@ from pydantic import ValidationError
 from ssm_metarl.config import ConfigError, TrainConfig, settings
 from ssm_metarl.config_text import explain, read_yaml, short
 from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.env_runner.families import NATIVE
-from ssm_metarl.env_runner.families.generic import make_env
 from ssm_metarl.env_runner.rollout import input_dim
 from ssm_metarl.env_runner.tasks import TaskFamily
 from ssm_metarl.runtime.checkpoint import CheckpointError
@@ -53,14 +51,7 @@ class Spaces:
     @classmethod
     def of(cls, family: TaskFamily) -> Spaces:
         """Those of the environments of a family."""
-        if family.id in NATIVE:
-            return cls(family.observation_dim, family.action_space)
-        # The family counts Discrete actions from 0 and knows no dtype; what acts outside of it must not.
-        env = make_env(family.id)
-        try:
-            return cls(family.observation_dim, env.action_space)
-        finally:
-            env.close()
+        return cls(family.observation_dim, family.env_action_space)
 
     @property
     def discrete(self) -> bool:

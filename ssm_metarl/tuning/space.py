@@ -31,6 +31,8 @@ _FIXED = {
     "eval": "scores would be measured in different ways",
     "env.id": "returns of different tasks cannot be compared",
     "env.vary": "returns of different tasks cannot be compared",
+    "env.variant": "returns of different tasks cannot be compared",
+    "env.kwargs": "returns of different tasks cannot be compared",
     "env.horizon": "returns over different times cannot be compared",
     "adapter": "training does not read it; to search it on a trained policy, name the policy with 'policy:'",
 }
@@ -126,7 +128,7 @@ def _range(key: Any, value: Any, base: TrainConfig, of_adapter: bool) -> Range:
 
 def _require_variable(key: str, of_adapter: bool) -> None:
     """Raises ConfigError unless it is a setting that trials may have different values of."""
-    if key not in settings() and not key.startswith("env.vary."):
+    if key not in settings() and not key.startswith(("env.vary.", "env.kwargs.")):
         raise ConfigError(f"space: {unknown_setting(key, settings())}")
     section = key.partition(".")[0]
     if of_adapter:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssm_metarl.config import EnvConfig
-from ssm_metarl.env_runner.tasks import Distribution, TaskError, TaskFamily, make_family
+from ssm_metarl.env_runner.distributions import Distribution
+from ssm_metarl.env_runner.tasks import TaskFamily, make_family
+from ssm_metarl.env_runner.vector import TaskError
 
 NAVIGATION, CARTPOLE, PENDULUM = (f"ssm_metarl/{name}-v0" for name in ("Navigation2D", "CartPole", "Pendulum"))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gymnasium
 
 from ssm_metarl.env_runner.families.cartpole import CartPoleEnv
-from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv
+from ssm_metarl.env_runner.families.native import NativeVectorEnv, SingleEnv
 from ssm_metarl.env_runner.families.navigation import Navigation2DEnv
 from ssm_metarl.env_runner.families.pendulum import PendulumEnv
 
-NATIVE: dict[str, type[NumpyVectorEnv]] = {}
+NATIVE: dict[str, type[NativeVectorEnv]] = {}
 
 
 def register_family(family_id: str, single_class: type[SingleEnv]) -> None:
@@ -23,7 +23,7 @@ def register_family(family_id: str, single_class: type[SingleEnv]) -> None:
         family_id,
         entry_point=f"{single_class.__module__}:{single_class.__qualname__}",
         vector_entry_point=f"{vector_class.__module__}:{vector_class.__qualname__}",
-        max_episode_steps=vector_class.default_horizon,
+        max_episode_steps=next(iter(vector_class.variants.values())).horizon,
     )
 
 

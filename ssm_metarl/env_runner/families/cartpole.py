@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv
+from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv, Variant
 
 MAX_X = 2.4
 MAX_ANGLE = 12 * 2 * math.pi / 360
@@ -36,11 +36,13 @@ class CartPoleVectorEnv(NumpyVectorEnv):
         "tau": 0.02,
     }
     positive = ("masscart", "masspole", "length", "tau")
-    default_vary: ClassVar[dict[str, dict[str, tuple[float, ...]]]] = {
-        "length": {"uniform": (0.25, 1.0)},
-        "force_sign": {"choice": (-1.0, 1.0)},
+    variants: ClassVar[dict[str, Variant]] = {
+        "default": Variant(
+            "gymnasium's CartPole-v1; the ranges are ours",
+            200,
+            {"length": {"uniform": (0.25, 1.0)}, "force_sign": {"choice": (-1.0, 1.0)}},
+        )
     }
-    default_horizon = 200
     row_observation_space = Box(-_HIGH, _HIGH, dtype=np.float32)
     row_action_space = Discrete(2)
 

@@ -14,12 +14,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
-from ssm_metarl.env_runner.vector import Advance, MetaVectorEnv, TaskError, did_you_mean
-
-Value = float | tuple[float, ...]
+from ssm_metarl.env_runner.distributions import Value
+from ssm_metarl.env_runner.families.listed import ListVectorEnv, make_env
+from ssm_metarl.env_runner.vector import TaskError, did_you_mean
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
 _KEY = re.compile(r"([A-Za-z_]\w*)|\[(\d+)\]")
@@ -121,38 +120,8 @@ def _refresh(env: gymnasium.Env) -> None:
         env.polemass_length = env.masspole * env.length
 
 
-def make_env(env_id: str, max_episode_steps: int | None = None) -> gymnasium.Env:
-    """One environment with a flat 1-D Box of observations, and gymnasium's own wrappers.
-
-    ``max_episode_steps`` replaces the id's own time limit. Raises TaskError: a missing package, a space that no policy
-    here can serve.
-    """
-    try:
-        env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise TaskError(f"env.id: {env_id} cannot be made: {error}") from error
-    space = env.action_space
-    flat_box = isinstance(space, Box) and len(space.shape) == 1 and space.dtype.kind == "f"
-    if not flat_box and not isinstance(space, Discrete):
-        raise TaskError(
-            f"env.id: {env_id} has the action space {space}; only Discrete and 1-D Box of floats are served: "
-            "wrap the environment so that it has one of these, and register the wrapped one with gymnasium"
-        )
-    space = env.observation_space
-    if not (isinstance(space, Box) and len(space.shape) == 1):
-        if not space.is_np_flattenable:
-            raise TaskError(
-                f"env.id: {env_id} has the observation space {space}, which has no fixed number of values: wrap the "
-                "environment so that it observes a Box, and register the wrapped one with gymnasium"
-            )
-        env = gymnasium.wrappers.FlattenObservation(env)
-    return env
-
-
-class GenericVectorEnv(MetaVectorEnv):
-    """A list of gymnasium environments, stepped in a loop.
-
-    Actions: Discrete ones count from 0 whatever the environment's ``start``; those of a Box are clipped to its bounds.
+class GenericVectorEnv(ListVectorEnv):
+    """Environments of any gymnasium id, whose tasks are numbers inside them.
 
     Args:
         env_id: any gymnasium id.
@@ -161,6 +130,7 @@ class GenericVectorEnv(MetaVectorEnv):
         attributes: what tasks set.
         max_episode_steps: replaces the id's own time limit.
         autoreset_mode: gymnasium's.
+        kwargs: of the environment's constructor.
     """
 
     def __init__(
@@ -171,25 +141,21 @@ class GenericVectorEnv(MetaVectorEnv):
         attributes: Sequence[Attribute] = (),
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self.env_id = env_id
-        self.envs = [make_env(env_id, max_episode_steps) for _ in range(num_envs)]
+        envs = [make_env(env_id, max_episode_steps, kwargs) for _ in range(num_envs)]
         self._attributes = {attribute.path: attribute for attribute in attributes}
-        self._separate_attributes()
-        self._env_action_space = self.envs[0].action_space
-        discrete = isinstance(self._env_action_space, Discrete)
-        action_space = Discrete(int(self._env_action_space.n)) if discrete else self._env_action_space
-        super().__init__(num_envs, horizon, _float32(self.envs[0].observation_space), action_space, autoreset_mode)
-        self._observation_NO = np.zeros(self.observation_space.shape, np.float32)
+        self._separate_attributes(env_id, envs)
+        super().__init__(envs, env_id, horizon, autoreset_mode)
 
-    def _separate_attributes(self) -> None:
+    def _separate_attributes(self, env_id: str, envs: Sequence[gymnasium.Env]) -> None:
         for attribute in self._attributes.values():
-            for env in self.envs:
+            for env in envs:
                 attribute.own(env)
-            containers = [attribute.container(env) for env in self.envs]
+            containers = [attribute.container(env) for env in envs]
             if len({id(container) for container in containers}) < len(containers):
                 raise TaskError(
-                    f"env.vary: {attribute.path} of {self.env_id} is one object that all environments share, "
+                    f"env.vary: {attribute.path} of {env_id} is one object that all environments share, "
                     "so tasks would change each other; let the environment's constructor make its own"
                 )
 
@@ -197,56 +163,8 @@ class GenericVectorEnv(MetaVectorEnv):
         unknown = task.keys() - self._attributes.keys()
         if unknown:
             name = min(unknown)
-            raise TaskError(f"{self.env_id} does not vary {name!r}{did_you_mean(name, self._attributes)}")
+            raise TaskError(f"{self.name} does not vary {name!r}{did_you_mean(name, self._attributes)}")
         env = self.envs[row]
         for path, attribute in self._attributes.items():
             attribute.set(env, task.get(path, attribute.nominal))
         _refresh(env.unwrapped)
-
-    def _restart(self, rows_N: np.ndarray, seed: int | None, options: dict[str, Any], info: dict[str, Any]) -> None:
-        for row in np.flatnonzero(rows_N):
-            row_seed = None if seed is None else seed + int(row)
-            observation, row_info = self.envs[row].reset(seed=row_seed, options=options or None)
-            self._set_observation(row, observation)
-            self._add_info(info, row_info, row)
-
-    def _advance(self, actions: np.ndarray, ended_N: np.ndarray | None) -> Advance:
-        reward_N, terminated_N = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        truncated_N, info = np.zeros(self.num_envs, bool), {}
-        for row, (env, action) in enumerate(zip(self.envs, self._env_actions(actions), strict=True)):
-            if ended_N is not None and ended_N[row]:
-                continue
-            observation, reward_N[row], terminated_N[row], truncated_N[row], row_info = env.step(action)
-            self._set_observation(row, observation)
-            if row_info:
-                self._add_info(info, row_info, row)
-        return reward_N, terminated_N, truncated_N, info
-
-    def _set_observation(self, row: int, observation: Any) -> None:
-        # Assigning alone would broadcast an observation of one number over the row.
-        if np.shape(observation) != self.single_observation_space.shape:
-            shapes = f"{np.shape(observation)}, its space says {self.single_observation_space.shape}"
-            raise TaskError(f"{self.env_id} returned an observation of shape {shapes}; task {self.tasks[row]}")
-        self._observation_NO[row] = observation
-
-    def _env_actions(self, actions: np.ndarray) -> Sequence[Any]:
-        space = self._env_action_space
-        if isinstance(space, Discrete):
-            return (actions + space.start).tolist()
-        return np.clip(actions, space.low, space.high).astype(space.dtype)
-
-    def _observe(self) -> np.ndarray:
-        return self._observation_NO.copy()
-
-    def __repr__(self) -> str:
-        return f"GenericVectorEnv({self.env_id}, num_envs={self.num_envs})"
-
-    def close_extras(self, **kwargs: Any) -> None:
-        for env in self.envs:
-            env.close()
-
-
-def _float32(space: Box) -> Box:
-    # Bounds such as the largest float64 become infinite, which is what they mean.
-    with np.errstate(over="ignore"):
-        return Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from gymnasium.spaces import Box
 
-from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv
+from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv, Variant
 
 MAX_STEP = 0.1
 GOAL_HALF_WIDTH = 0.01
@@ -25,11 +25,9 @@ class Navigation2DVectorEnv(NumpyVectorEnv):
 
     # Not at the start: the nominal task should not be over before it began.
     parameters: ClassVar[dict[str, float]] = {"goal_x": 0.5, "goal_y": 0.5}
-    default_vary: ClassVar[dict[str, dict[str, tuple[float, ...]]]] = {
-        "goal_x": {"uniform": (-0.5, 0.5)},
-        "goal_y": {"uniform": (-0.5, 0.5)},
+    variants: ClassVar[dict[str, Variant]] = {
+        "maml": Variant("MAML", 100, {"goal_x": {"uniform": (-0.5, 0.5)}, "goal_y": {"uniform": (-0.5, 0.5)}})
     }
-    default_horizon = 100
     row_observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     row_action_space = Box(-MAX_STEP, MAX_STEP, (2,), np.float32)
 

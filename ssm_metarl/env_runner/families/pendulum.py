@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from gymnasium.spaces import Box
 
-from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv
+from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv, Variant
 
 MAX_SPEED = 8.0
 MAX_TORQUE = 2.0
@@ -28,8 +28,9 @@ class PendulumVectorEnv(NumpyVectorEnv):
 
     parameters: ClassVar[dict[str, float]] = {"m": 1.0, "l": 1.0, "g": 10.0}
     positive = ("m", "l")
-    default_vary: ClassVar[dict[str, dict[str, tuple[float, ...]]]] = {"m": {"uniform": (0.5, 2.0)}}
-    default_horizon = 200
+    variants: ClassVar[dict[str, Variant]] = {
+        "default": Variant("gymnasium's Pendulum-v1; the range is ours", 200, {"m": {"uniform": (0.5, 2.0)}})
+    }
     row_observation_space = Box(-_HIGH, _HIGH, dtype=np.float32)
     row_action_space = Box(-MAX_TORQUE, MAX_TORQUE, (1,), np.float32)
 
