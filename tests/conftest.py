@@ -1,6 +1,7 @@
 """One thread for every test (before numpy is imported), no pictures on a screen, and one Ray for the whole session.
 
-With ``-n 2`` the tests that start processes (tests/runtime) run one after the other, beside the others.
+With ``-n 3`` the tests that start a Ray of their own run one after the other, those that share one likewise, and all
+others beside them: the first two mostly wait.
 """
 
 import os
@@ -19,14 +20,20 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+OWN_RAY = ("cluster", "doctor", "ray_start", "reliability", "tune")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """All of tests/runtime is one portion of work, every other test a portion of its own."""
+    """tests/runtime is two portions of work, every other test a portion of its own."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ProcessesAlone(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "processes" if nodeid.startswith("tests/runtime/") else nodeid
+            if not nodeid.startswith("tests/runtime/"):
+                return nodeid
+            name = nodeid.removeprefix("tests/runtime/test_").partition(".py")[0]
+            return "own ray" if name in OWN_RAY else "shared ray"
 
     return ProcessesAlone(config, log)
 

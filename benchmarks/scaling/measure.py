@@ -235,8 +235,9 @@ def memory(
             began = time.perf_counter()
             first, later = arm.step(cluster, straggler)
             row = {"seconds": time.perf_counter() - began, "first_cpu_ms": first["cpu_ms"]}
-            row |= {"later_cpu_ms": later["cpu_ms"], **ray.get(watch.take.remote()), **peak.take()}
-            rows.append(row | {f"{name}_mb": value for name, value in memory_mb().items()})
+            # Before the peak, which is looked at once more: memory that grows in between must not lie above its peak.
+            row |= {f"{name}_mb": value for name, value in memory_mb().items()}
+            rows.append(row | {"later_cpu_ms": later["cpu_ms"], **ray.get(watch.take.remote()), **peak.take()})
         ray.get([watch.stop.remote(), watching])
         what = {"mb": mb, "tasks": count, "workers": arm.num_workers, "straggler": straggler}
         return {**what, "rows": rows, "events": arm.events}

@@ -136,7 +136,8 @@ def test_a_machine_dies_in_mid_run(cluster, tmp_path):
         assert program.finish(JOB_S) == 0, program.stdout + program.stderr
         assert sha256_of(program.stdout) == expected
         assert "iteration    1/40" in program.stdout, "its log is streamed"
-        assert "waiting for resources: wanted 3 workers x 1 CPUs, the cluster has 2 of 2 CPUs free" in program.stdout
+        # How many of the two are free when it looks depends on how fast the first worker was.
+        assert re.search(r"waiting for resources: wanted 3 workers x 1 CPUs, the cluster has \d", program.stdout)
         assert program.stderr == ""
     records = [json.loads(line) for line in lines_of(metrics)]
     assert [record["iteration"] for record in records] == list(range(40))
