@@ -67,7 +67,7 @@ def train(name: str, arm: str, seed: int, budget: int | None) -> dict:
         # Judged alike: every arm adapts on, and is measured over, as many episodes.
         judge = LocalPool(make_config(name, "meta", {}), print)
         steps = make_config(name, "meta", {}).inner.num_steps
-        evaluation = evaluate(judge, trainer.family, config, trainer.params_P, "test", steps)
+        evaluation = evaluate(judge, trainer.family, config, trainer.shared, "test", steps)
     return {
         "name": name,
         "arm": arm,

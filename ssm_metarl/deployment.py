@@ -23,6 +23,7 @@ from ssm_metarl.runtime.life import Life
 from ssm_metarl.runtime.policy_file import SUFFIX, Spaces
 from ssm_metarl.runtime.run_folder import checkpoint_storage, open_folder
 from ssm_metarl.runtime.storage import is_uri
+from ssm_metarl.types import SharedState, Statistics
 
 PRETRAINED = "pretrained:"
 
@@ -34,6 +35,7 @@ class DeployedPolicy:
         config: of the training, with the adaptation settings to use.
         params_P: its meta-parameters, float32 [P].
         spaces: what it reads and returns.
+        statistics: what training has seen, if ``env.normalize_*`` put its inputs into units of it.
 
     Raises:
         ValueError: parameters of another policy.
@@ -45,11 +47,13 @@ class DeployedPolicy:
         policy.reset()  # before the first observation of the next episode
     """
 
-    def __init__(self, config: TrainConfig, params_P: np.ndarray, spaces: Spaces) -> None:
-        self.config, self.spaces = config, spaces
+    def __init__(
+        self, config: TrainConfig, params_P: np.ndarray, spaces: Spaces, statistics: Statistics | None = None
+    ) -> None:
+        self.config, self.spaces, self.statistics = config, spaces, statistics
         policy = spaces.build_policy(config)
         policy.load_state_dict(policy.from_vector(params_P))
-        self.life = Life(policy, config)
+        self.life = Life(policy, config, statistics=statistics)
         """Plays and learns in vector environments, as ``ssm-metarl adapt`` does."""
         self.rng = np.random.default_rng(config.seed)
         """Samples actions."""
@@ -66,6 +70,11 @@ class DeployedPolicy:
     def adapter(self) -> Adapter:
         """Changes the network's parameters by what it is shown (strategy ``adapter.strategy``); ``act`` follows."""
         return self.life.adapter
+
+    @property
+    def shared(self) -> SharedState:
+        """All that it has learned, as evaluation wants it (a copy)."""
+        return SharedState(self.policy.to_vector(), self.statistics)
 
     def reset(self, rows_B: np.ndarray | None = None) -> None:
         """The next observation begins an episode: in all rows, whose number may change, or in the marked ones.
@@ -110,8 +119,8 @@ class DeployedPolicy:
                 f"act got {rows} rows after {self._carry_LBN.shape[1]}; call reset() before another number"
             )
         folded = self._fold()
-        dist_BD, self._carry_LBN = folded.step(self._input(observation_BO, reward_B), self._carry_LBN)
-        action_B = folded.sample(dist_BD, self.rng)[0] if sample else folded.mode(dist_BD)
+        out_BA, self._carry_LBN = folded.step(self._input(observation_BO, reward_B), self._carry_LBN)
+        action_B = folded.act(out_BA, folded.noise(self.rng, rows)) if sample else folded.mode(out_BA)
         self._previous_BA = np.eye(self.spaces.action_dim, dtype=np.float32)[action_B] if folded.discrete else action_B
         self._start_B[:] = False
         actions = self._to_environment(action_B)
@@ -123,7 +132,7 @@ class DeployedPolicy:
         Raises:
             ConfigError: the name does not end in .safetensors. OSError: it cannot be written.
         """
-        return policy_file.write(path, self.config, self.spaces, self.policy)
+        return policy_file.write(path, self.config, self.spaces, self.policy, self.statistics)
 
     def _observation(self, observation: np.ndarray) -> np.ndarray:
         size, observation_BO = self.spaces.observation_dim, np.asarray(observation)
@@ -151,10 +160,11 @@ class DeployedPolicy:
 
     def _input(self, observation_BO: np.ndarray, reward_B: np.ndarray) -> np.ndarray:
         """What the policy reads, [B, I]: the blocks that a rollout gives it, in the order of ``policy.inputs``."""
+        normalizer, reward_B = self.life.normalizer, np.where(self._start_B, 0.0, reward_B)
         blocks = {
-            "observation": observation_BO,
+            "observation": normalizer.observation(observation_BO),
             "previous_action": self._previous_BA,
-            "previous_reward": np.where(self._start_B, 0.0, reward_B)[:, None].astype(np.float32),
+            "previous_reward": normalizer.reward(reward_B.astype(np.float32))[:, None],
             "episode_start": self._start_B[:, None].astype(np.float32),
         }
         return np.concatenate([blocks[name] for name in self.config.policy.inputs], axis=1)
@@ -193,23 +203,23 @@ def load_policy(source: str | Path, overrides: Mapping[str, Any] | None = None) 
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: what a trained policy is cannot be changed; train another one")
     if text.startswith(PRETRAINED):
-        config, params_P, spaces = policy_file.read(pretrained.path(text.removeprefix(PRETRAINED)))
+        config, shared, spaces = policy_file.read(pretrained.path(text.removeprefix(PRETRAINED)))
     elif is_uri(source) or Path(source).is_dir():
         where = {key: value for key, value in overrides.items() if key == "checkpoint.dir"}
         run = open_folder(text)
-        config, params_P = load_run(run.path, where)
+        config, shared = load_run(run.path, where)
         spaces = Spaces.of(make_family(config.env))
     elif Path(source).suffix == SUFFIX and Path(source).is_file():
-        config, params_P, spaces = policy_file.read(Path(source))
+        config, shared, spaces = policy_file.read(Path(source))
     else:
         raise ConfigError(f"{source} is neither a run's folder nor a {SUFFIX} file; there is also {PRETRAINED}NAME")
     if overrides:
         config, spaces = _changed(config, spaces, overrides)
-    return DeployedPolicy(config, params_P, spaces)
+    return DeployedPolicy(config, shared.params_P, spaces, shared.statistics)
 
 
-def load_run(folder: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfig, np.ndarray]:
-    """The configuration of a run under ``overrides``, and the parameters [P] in its newest valid checkpoint.
+def load_run(folder: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfig, SharedState]:
+    """The configuration of a run under ``overrides``, and what it has learned, by its newest valid checkpoint.
 
     Raises:
         ConfigError: not a run's folder, or a setting is wrong. CheckpointError: no checkpoint that can be used.
@@ -221,7 +231,8 @@ def load_run(folder: Path, overrides: Mapping[str, Any]) -> tuple[TrainConfig, n
     if found is None:
         reasons = "; ".join(skipped) or "there is none"
         raise CheckpointError(f"{folder} has no checkpoint that can be used ({reasons}); train it first")
-    return config, found[0].arrays["params_P"]
+    statistics, arrays = checkpoint.statistics_from_arrays(found[0].arrays)
+    return config, SharedState(arrays["params_P"], statistics)
 
 
 def export(run: str | Path, path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Path:

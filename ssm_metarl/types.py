@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 
@@ -52,18 +53,69 @@ class TaskSpec:
         return make_rng(self.seed, self.stream, self.iteration, self.task_index)
 
     def __str__(self) -> str:
-        values = " ".join(f"{name}={np.round(value, 4).tolist()}" for name, value in self.task.items())
+        values = " ".join(f"{name}={_short(value)}" for name, value in self.task.items())
         return f"{self.stream.name.lower()} iteration={self.iteration} task={self.task_index} [{values}]"
 
 
 @dataclass(frozen=True)
+class Moments:
+    """How many vectors there were, their mean and their summed squared deviations from it, by component.
+
+    Example: ``Moments.of(np.ones((100, 4))).merge(Moments.of(np.zeros((50, 4)))).count == 150``
+    """
+
+    count: int
+    mean_X: np.ndarray
+    squares_X: np.ndarray
+
+    @classmethod
+    def of(cls, values_MX: np.ndarray) -> Self:
+        """Those of M vectors, in float64."""
+        values_MX = values_MX.astype(np.float64)
+        mean_X = values_MX.sum(axis=0) / max(1, len(values_MX))
+        return cls(len(values_MX), mean_X, np.square(values_MX - mean_X).sum(axis=0))
+
+    def merge(self, other: Self) -> Self:
+        """Those of all vectors together (Chan, Golub and LeVeque 1979). The order of merges decides the last bits."""
+        if not (self.count and other.count):
+            return self if self.count else other
+        count, shift_X = self.count + other.count, other.mean_X - self.mean_X
+        squares_X = self.squares_X + other.squares_X + shift_X**2 * (self.count * other.count / count)
+        return type(self)(count, self.mean_X + shift_X * (other.count / count), squares_X)
+
+    @property
+    def variance_X(self) -> np.ndarray:
+        """By component."""
+        return self.squares_X / max(1, self.count)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What training has seen, to put what the policy reads into units of it.
+
+    Example: ``Statistics(observation=Moments.of(observations), discounted_return=Moments.of(returns[:, None]))``
+    """
+
+    observation: Moments
+    discounted_return: Moments
+    """Of the discounted sum of the rewards so far, at each step of each episode."""
+
+    def merge(self, other: Self) -> Self:
+        """Those of both."""
+        observation = self.observation.merge(other.observation)
+        return type(self)(observation, self.discounted_return.merge(other.discounted_return))
+
+
+@dataclass(frozen=True)
 class SharedState:
-    """What every task of one map call reads: frozen, put into the object store once.
+    """What every task of one map call reads: frozen, put into the object store once. All that training has learned.
 
     Example: ``SharedState(params_P=np.zeros(2306, np.float32))``
     """
 
     params_P: np.ndarray
+    statistics: Statistics | None = None
+    """None: nothing is normalised, or nothing was seen yet."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +183,11 @@ class TaskResult:
     num_env_steps: int = 0
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    statistics: Statistics | None = None
+    """Of its rollouts, if something is normalised."""
+
+
+def _short(value: float | tuple[float, ...]) -> str:
+    """The number, or the first of many."""
+    rounded = np.round(value, 4).tolist()
+    return f"{rounded}" if np.size(value) <= 8 else f"[{', '.join(map(str, rounded[:4]))}, ... {len(rounded)} numbers]"

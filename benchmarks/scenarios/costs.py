@@ -18,7 +18,6 @@ from scenarios.common import Ear, Record, make_config
 from ssm_metarl.runtime.driver import MetaTrainer
 from ssm_metarl.runtime.metrics import read_metrics
 from ssm_metarl.runtime.pool import RayPool, make_pool
-from ssm_metarl.types import SharedState
 
 STORE = 200 * 2**20
 DEFAULT = {"env.episodes_per_task": 10, "env.horizon": None, "policy.hidden_dim": 32, "tasks_per_iteration": 10}
@@ -105,7 +104,7 @@ def pool_cost(folder: Path, n: int, sizes: Sequence[dict[str, Any]] = (DEFAULT, 
         for size in sizes:
             config = make_config(folder, **size, **{"workers.num_workers": 2, "workers.cpus_per_worker": 1.0})
             trainer = MetaTrainer(config)
-            specs, shared = trainer._training_specs(), SharedState(trainer.params_P)
+            specs, shared = trainer._training_specs(), trainer.shared
             with closing(RayPool(config, 2, print)) as pool:
 
                 def through_pool(pool: RayPool = pool, shared: Any = shared, specs: Any = specs) -> list[float]:

@@ -115,35 +115,43 @@ class FoldedPolicy:
         return np.zeros((layers, batch_size, size), np.float32)
 
     def step(self, input_BI: np.ndarray, carry_LBN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distribution parameters [B, D] and the new state; the arguments are left as they are."""
-        out_BA, carry_LBN = self._core(input_BI, carry_LBN)
+        """Means or logits of the actions [B, A], and the new state; the arguments are left as they are."""
+        return self._core(input_BI, carry_LBN)
+
+    def distribution(self, out_BA: np.ndarray) -> np.ndarray:
+        """Distribution parameters [..., D] of means or logits [..., A]."""
         if self.discrete:
-            return out_BA, carry_LBN
-        return np.concatenate([out_BA, np.broadcast_to(self._log_std_A, out_BA.shape)], axis=1), carry_LBN
+            return out_BA
+        return np.concatenate([out_BA, np.broadcast_to(self._log_std_A, out_BA.shape)], axis=-1)
 
-    def sample(self, dist_BD: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (float32 [B, A], or int64 [B] if discrete) and their log-probabilities, float32 [B]."""
-        return self._sample_index(dist_BD, rng) if self.discrete else self._sample_normal(dist_BD, rng)
+    def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """What is random in so many actions, drawn at once: `act` adds it."""
+        if self.discrete:
+            return rng.random((*shape, 1), dtype=np.float32)
+        noise = rng.standard_normal((*shape, len(self._log_std_A)), dtype=np.float32)
+        noise *= np.exp(self._log_std_A)
+        return noise
 
-    def mode(self, dist_BD: np.ndarray) -> np.ndarray:
-        """The most probable action of each row."""
-        return dist_BD.argmax(axis=1) if self.discrete else dist_BD[:, : dist_BD.shape[1] // 2].copy()
-
-    @staticmethod
-    def _sample_normal(dist_BD: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        mean_BA, log_std_BA = np.split(dist_BD, 2, axis=1)
-        std_BA = np.exp(log_std_BA)
-        action_BA = mean_BA + std_BA * rng.standard_normal(mean_BA.shape, dtype=np.float32)
-        # Of the rounded action, not of the noise: a later look at the same action must find the same probability.
-        z_BA = (action_BA - mean_BA) / std_BA
-        return action_BA, (-0.5 * z_BA * z_BA - log_std_BA - HALF_LOG_TWO_PI).sum(axis=1)
-
-    @staticmethod
-    def _sample_index(logits_BA: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        shifted_BA = logits_BA - logits_BA.max(axis=1, keepdims=True)
-        cumulative_BA = np.exp(shifted_BA).cumsum(axis=1)
+    def act(self, out_BA: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Actions with this noise, of shape [B, ...]: float32 [B, A], or int64 [B] if discrete."""
+        if not self.discrete:
+            return out_BA + noise
+        cumulative_BA = np.exp(out_BA - out_BA.max(axis=1, keepdims=True)).cumsum(axis=1)
         # The first action whose cumulative weight exceeds a uniform draw below the total.
-        draw_B1 = rng.random((len(logits_BA), 1), dtype=np.float32) * cumulative_BA[:, -1:]
-        action_B = (cumulative_BA <= draw_B1).sum(axis=1).clip(max=logits_BA.shape[1] - 1)
-        logp_B = np.take_along_axis(shifted_BA, action_B[:, None], axis=1)[:, 0] - np.log(cumulative_BA[:, -1])
-        return action_B, logp_B
+        chosen_B = (cumulative_BA <= noise * cumulative_BA[:, -1:]).sum(axis=1)
+        return np.minimum(chosen_B, out_BA.shape[1] - 1)
+
+    def mode(self, out_BA: np.ndarray) -> np.ndarray:
+        """The most probable action of each row."""
+        return out_BA.argmax(axis=1) if self.discrete else out_BA.copy()
+
+    def log_prob(self, dist: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Log-probabilities of actions under parameters [..., D], float32 [...]."""
+        if self.discrete:
+            shifted = dist - dist.max(axis=-1, keepdims=True)
+            chosen = np.take_along_axis(shifted, action[..., None], axis=-1)[..., 0]
+            return chosen - np.log(np.exp(shifted).sum(axis=-1))
+        mean, log_std = np.split(dist, 2, axis=-1)
+        # Of the rounded action, not of the noise: a later look at the same action must find the same probability.
+        z = (action - mean) / np.exp(log_std)
+        return (-0.5 * z * z - log_std - HALF_LOG_TWO_PI).sum(axis=-1)

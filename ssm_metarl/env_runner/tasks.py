@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
@@ -19,11 +20,15 @@ from ssm_metarl.env_runner.distributions import Distribution, Value
 from ssm_metarl.env_runner.families import NATIVE
 from ssm_metarl.env_runner.families.generic import Attribute, GenericVectorEnv
 from ssm_metarl.env_runner.families.listed import make_env
+from ssm_metarl.env_runner.families.metaworld import BENCHMARKS
+from ssm_metarl.env_runner.families.metaworld_family import MetaWorldFamily
 from ssm_metarl.env_runner.family import SPLITS, TaskFamily, split_index
 from ssm_metarl.env_runner.vector import MetaVectorEnv, TaskError, did_you_mean
 from ssm_metarl.types import Stream, Task, make_rng
 
 ENTRY_POINTS = "ssm_metarl.families"
+FAMILIES = {f"ssm_metarl/{name}-v0": functools.partial(MetaWorldFamily, name) for name in BENCHMARKS}
+"""Ids of ours whose tasks are no distributions over parameters."""
 MIN_TASKS_TO_SPLIT = 10
 MAX_COMBINATIONS = 1_000_000
 _PARTITION = len(SPLITS)
@@ -135,6 +140,8 @@ def make_family(config: EnvConfig, *, override_time_limit: bool = False) -> Task
         return _custom_family(custom, config)
     name = config.id.rpartition(":")[2]
     _require_known(config.id)
+    if name in FAMILIES:
+        return _custom_family(FAMILIES[name], config)
     if name in NATIVE:
         return _native_family(name, config, vary)
     if config.variant is not None:
@@ -180,7 +187,7 @@ def _require_known(env_id: str) -> None:
         raise TaskError(f"env.id: no family and no gymnasium environment is called {name!r}{hint}")
 
 
-def _custom_family(family_class: type[TaskFamily], config: EnvConfig) -> TaskFamily:
+def _custom_family(family_class: Callable[..., TaskFamily], config: EnvConfig) -> TaskFamily:
     for name, given in (("vary", config.vary), ("variant", config.variant)):
         if given:
             raise TaskError(f"env.{name}: {config.id} draws its tasks itself; use env.kwargs if it takes arguments")

@@ -22,7 +22,7 @@ from ssm_metarl.runtime.held_out import Evaluation, evaluate
 from ssm_metarl.runtime.metrics import params_sha256
 from ssm_metarl.runtime.pool import make_pool
 from ssm_metarl.runtime.process import limit_threads
-from ssm_metarl.types import Task
+from ssm_metarl.types import SharedState, Task
 
 Record = dict[str, Any]
 """Contents of an ``eval.json``, as read from it."""
@@ -51,7 +51,7 @@ def evaluate_runs(folders: Sequence[Path], overrides: Mapping[str, Any]) -> Iter
     runs = {str(folder): _Trained.load(folder, overrides) for folder in folders}
     require_alike({name: run.conditions() for name, run in runs.items()})
     for name, run in runs.items():
-        yield name, write_evaluation(run.folder, run.config, run.evaluate(), run.params_P)
+        yield name, write_evaluation(run.folder, run.config, run.evaluate(), run.shared.params_P)
 
 
 def write_evaluation(folder: Path, config: TrainConfig, evaluation: Evaluation, params_P: np.ndarray) -> Record:
@@ -94,13 +94,13 @@ class _Trained:
     folder: Path
     config: TrainConfig
     family: TaskFamily
-    params_P: np.ndarray
+    shared: SharedState
 
     @classmethod
     def load(cls, folder: Path, overrides: Mapping[str, Any]) -> _Trained:
-        config, params_P = load_run(folder, overrides)
+        config, shared = load_run(folder, overrides)
         try:
-            return cls(folder, config, make_family(config.env), params_P)
+            return cls(folder, config, make_family(config.env), shared)
         except TaskError as error:
             raise ConfigError(f"{folder / 'config.yaml'}: {error}") from error
 
@@ -116,7 +116,7 @@ class _Trained:
     def evaluate(self) -> Evaluation:
         with closing(make_pool(self.config, _print_event)) as pool:
             return evaluate(
-                pool, self.family, self.config, self.params_P, SPLIT, self.num_steps, self.config.eval.strategies
+                pool, self.family, self.config, self.shared, SPLIT, self.num_steps, self.config.eval.strategies
             )
 
 

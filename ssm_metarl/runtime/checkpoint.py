@@ -13,7 +13,7 @@ import io
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 
 from ssm_metarl.config_text import short
 from ssm_metarl.runtime.storage import Storage, open_storage, split
+from ssm_metarl.types import Moments, Statistics
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -45,6 +46,30 @@ class TrainState:
     """Iterations done."""
     num_env_steps: int
     arrays: dict[str, np.ndarray]
+
+
+def statistics_to_arrays(statistics: Statistics | None) -> dict[str, np.ndarray]:
+    """As arrays by name, which `statistics_from_arrays` reads; nothing for None."""
+    if statistics is None:
+        return {}
+    return {
+        f"{which}.{part}": np.asarray(value)
+        for which, moments in vars(statistics).items()
+        for part, value in vars(moments).items()
+    }
+
+
+def statistics_from_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[Statistics | None, dict[str, np.ndarray]]:
+    """The statistics among these arrays, and the other arrays."""
+    parts = {name: value for name, value in arrays.items() if name.partition(".")[0] in Statistics.__dataclass_fields__}
+    rest = {name: value for name, value in arrays.items() if name not in parts}
+    if not parts:
+        return None, rest
+    moments = {
+        which: Moments(int(parts[f"{which}.count"]), parts[f"{which}.mean_X"], parts[f"{which}.squares_X"])
+        for which in Statistics.__dataclass_fields__
+    }
+    return Statistics(**moments), rest
 
 
 def save(storage: Storage, state: TrainState, identity: dict[str, Any], keep: int, warn: Callable[[str], None]) -> str:

@@ -12,6 +12,7 @@ Shape legend: K tasks, P parameters, S adaptation steps.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from ssm_metarl.config import ConfigError, TrainConfig, dump_yaml
 from ssm_metarl.env_runner.tasks import make_family
 from ssm_metarl.meta_rl.objectives import fold
 from ssm_metarl.runtime import checkpoint
-from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState
+from ssm_metarl.runtime.checkpoint import CheckpointError, TrainState, statistics_from_arrays, statistics_to_arrays
 from ssm_metarl.runtime.held_out import Evaluation, evaluate, make_specs
 from ssm_metarl.runtime.metrics import FileSink, Record, Sink, params_sha256
 from ssm_metarl.runtime.mirror import Mirror
@@ -39,7 +40,7 @@ from ssm_metarl.runtime.run_folder import RunFolder, checkpoint_storage, find_fo
 from ssm_metarl.runtime.signals import Abandoned, StopSignals
 from ssm_metarl.runtime.storage import open_storage
 from ssm_metarl.runtime.worker import make_policy
-from ssm_metarl.types import SharedState, Stream, TaskResult, TaskSpec, make_rng
+from ssm_metarl.types import SharedState, Statistics, Stream, TaskResult, TaskSpec, make_rng
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class MetaTrainer:
         self.family = make_family(config.env)
         self.params = torch.from_numpy(make_policy(self.family, config).to_vector()).requires_grad_()
         self.optimizer = torch.optim.Adam([self.params], lr=config.outer.lr)
+        self.statistics: Statistics | None = None
         self.iteration = 0
         self.num_env_steps = 0
         self._counts: Counter[str] = Counter()
@@ -175,11 +177,11 @@ class MetaTrainer:
     def step(self, pool: LocalPool | RayPool) -> Record:
         """One iteration: a batch of tasks, ``outer.num_passes`` outer steps over it. Returns its record."""
         began = time.perf_counter()
-        specs = self._training_specs()
+        specs, shared = self._training_specs(), self.shared
         results, handles = [], []
 
         def first_pass() -> Iterator[TaskResult]:
-            for result, handle in pool.map("adapt_and_collect", self._shared(), specs, keep=True):
+            for result, handle in pool.map("adapt_and_collect", shared, specs, keep=True):
                 # Folded as they come, and let go: the gradients of all tasks may be more than memory holds.
                 results.append(replace(result, gradient_P=None))
                 handles.append(handle)
@@ -188,8 +190,9 @@ class MetaTrainer:
 
         passes = [self._outer_step(first_pass())]
         for _ in range(self.config.outer.num_passes - 1):
-            passes.append(self._outer_step(pool.map("revisit", self._shared(), specs, handles)))
+            passes.append(self._outer_step(pool.map("revisit", self.shared, specs, handles)))
         steps = sum(result.num_env_steps for result in results)
+        self._add_statistics(results)
         self.num_env_steps += steps
         self.iteration += 1
         seconds = time.perf_counter() - began
@@ -244,13 +247,15 @@ class MetaTrainer:
         """The meta-parameters, float32 [P] (a copy)."""
         return self.params.detach().numpy().copy()
 
+    @property
+    def shared(self) -> SharedState:
+        """All that was learned so far (a copy)."""
+        return SharedState(self.params_P, self.statistics)
+
     def _training_specs(self) -> list[TaskSpec]:
         rng = make_rng(self.config.seed, Stream.SAMPLE_TASKS, self.iteration)
         tasks = self.family.sample(rng, self.config.tasks_per_iteration)
         return make_specs(self.config, Stream.TRAIN, self.iteration, tasks, self.config.inner.num_steps)
-
-    def _shared(self) -> SharedState:
-        return SharedState(self.params_P)
 
     def _outer_step(self, results: Iterable[TaskResult]) -> _Pass:
         """Steps on the folded meta-gradient."""
@@ -271,9 +276,14 @@ class MetaTrainer:
         self.optimizer.step()
         return _Pass(float(np.mean(losses)), grad_norm.item(), sum(seconds), time.perf_counter() - began)
 
+    def _add_statistics(self, results: Sequence[TaskResult]) -> None:
+        """Merged in task order, after the iteration: while it lasts, all its tasks see the same."""
+        seen = [one for one in (self.statistics, *(result.statistics for result in results)) if one is not None]
+        self.statistics = functools.reduce(Statistics.merge, seen) if seen else None
+
     def validate(self, pool: LocalPool | RayPool) -> dict[str, float]:
         """Mean returns ``pre`` and ``post`` adaptation on the fixed tasks of the validation split."""
-        evaluation = evaluate(pool, self.family, self.config, self.params_P, "validation", self.config.inner.num_steps)
+        evaluation = evaluate(pool, self.family, self.config, self.shared, "validation", self.config.inner.num_steps)
         means = evaluation.returns["meta"].mean(axis=0)
         returns = {"pre": float(means[0]), "post": float(means[-1])}
         self._tell("evaluation", self.iteration, returns)
@@ -281,7 +291,7 @@ class MetaTrainer:
 
     def _finish(self, pool: LocalPool | RayPool) -> Summary:
         steps, strategies = max(self.config.eval.num_steps, self.config.inner.num_steps), self.config.eval.strategies
-        evaluation = evaluate(pool, self.family, self.config, self.params_P, "test", steps, strategies)
+        evaluation = evaluate(pool, self.family, self.config, self.shared, "test", steps, strategies)
         means = evaluation.returns["meta"].mean(axis=0)
         pre, post = float(means[0]), float(means[self.config.inner.num_steps])
         self._tell("evaluation", self.iteration, {"pre": pre, "post": post})
@@ -323,10 +333,12 @@ class MetaTrainer:
     def _snapshot(self) -> TrainState:
         adam = self.optimizer.state.get(self.params, {})
         arrays = {"params_P": self.params_P, **{name: value.numpy().copy() for name, value in adam.items()}}
+        arrays |= statistics_to_arrays(self.statistics)
         return TrainState(self.iteration, self.num_env_steps, arrays)
 
     def _set_state(self, state: TrainState) -> None:
-        arrays = {name: torch.from_numpy(value.copy()) for name, value in state.arrays.items()}
+        self.statistics, rest = statistics_from_arrays(state.arrays)
+        arrays = {name: torch.from_numpy(value.copy()) for name, value in rest.items()}
         with torch.no_grad():
             self.params.copy_(arrays.pop("params_P"))
         self.optimizer.state[self.params] = arrays

@@ -1,6 +1,6 @@
 """Evaluation on held-out tasks, through the same pool as training: `evaluate`.
 
-Shape legend: K tasks, S adaptation steps, P parameters.
+Shape legend: K tasks, S adaptation steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def evaluate(
     pool: LocalPool | RayPool,
     family: TaskFamily,
     config: TrainConfig,
-    params_P: np.ndarray,
+    shared: SharedState,
     split: str,
     num_steps: int,
     strategies: Sequence[str] = ("meta",),
@@ -60,7 +60,7 @@ def evaluate(
         for strategy in strategies
         for spec in make_specs(config, Stream.EVALUATE, 0, tasks, num_steps)
     ]
-    results = list(pool.map("evaluate", SharedState(params_P), specs))
+    results = list(pool.map("evaluate", shared, specs))
     parts = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(strategies)}
     knows_success = all(len(result.successes) == num_steps + 1 for result in results)
     return Evaluation(

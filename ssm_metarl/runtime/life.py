@@ -10,10 +10,11 @@ import torch
 from ssm_metarl.adaptation.test_time_adaptation import AdaptationConfig, Adapter
 from ssm_metarl.config import Strategy, TrainConfig
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.env_runner.normalizer import Normalizer
 from ssm_metarl.env_runner.rollout import collect
 from ssm_metarl.env_runner.vector import MetaVectorEnv
 from ssm_metarl.meta_rl.advantages import make_batch
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import Rollout, Statistics
 
 ONLINE_SHARE = 0.1
 """Strategy ``online`` goes this share of ``inner.lr`` by default: its steps add up without end."""
@@ -43,6 +44,7 @@ class Life:
         policy: holds the meta-parameters; adapted in place.
         config: of the run that made it.
         strategy: None: ``adapter.strategy``.
+        statistics: what its training has seen, if something is normalised.
 
     Example::
 
@@ -52,14 +54,20 @@ class Life:
             print(rollout.mean_return, life.learn(rollout)["steps"])
     """
 
-    def __init__(self, policy: Policy, config: TrainConfig, strategy: Strategy | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        strategy: Strategy | None = None,
+        statistics: Statistics | None = None,
+    ) -> None:
         strategy = strategy or config.adapter.strategy
-        self.policy, self._config = policy, config
+        self.policy, self._config, self.normalizer = policy, config, Normalizer(config, statistics)
         self.adapter = Adapter(policy, adaptation_config(config, strategy), strategy)
 
     def play(self, vector: MetaVectorEnv, horizon: int, rng: np.random.Generator) -> Rollout:
         """One episode in each row of ``vector`` under the present parameters; see `collect`."""
-        return collect(vector, self.policy.fold(), horizon, self._config.policy.inputs, rng)
+        return collect(vector, self.policy.fold(), horizon, self._config.policy.inputs, rng, self.normalizer)
 
     def learn(self, rollout: Rollout, task_id: object = None) -> dict[str, Any]:
         """Observes and adapts. Returns what `Adapter.adapt` does, and ``new_task`` (a cause, or None).

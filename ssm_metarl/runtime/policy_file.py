@@ -26,9 +26,10 @@ from ssm_metarl.config_text import explain, read_yaml, short
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import input_dim
 from ssm_metarl.env_runner.tasks import TaskFamily
-from ssm_metarl.runtime.checkpoint import CheckpointError
+from ssm_metarl.runtime.checkpoint import CheckpointError, statistics_from_arrays, statistics_to_arrays
 from ssm_metarl.runtime.metrics import params_sha256
 from ssm_metarl.runtime.storage import open_storage
+from ssm_metarl.types import SharedState, Statistics
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -99,7 +100,9 @@ def require_suffix(path: str | Path) -> Path:
     return Path(path)
 
 
-def write(path: str | Path, config: TrainConfig, spaces: Spaces, policy: Policy) -> Path:
+def write(
+    path: str | Path, config: TrainConfig, spaces: Spaces, policy: Policy, statistics: Statistics | None = None
+) -> Path:
     """Writes a policy under its present parameters to ``path`` and the YAML file beside it; returns ``path``.
 
     Raises:
@@ -114,6 +117,9 @@ def write(path: str | Path, config: TrainConfig, spaces: Spaces, policy: Policy)
         "versions": {name: version(name) for name in _LIBRARIES},
         "config": config.model_dump(mode="json", exclude=_NOT_WRITTEN),
     }
+    if statistics is not None:
+        arrays = statistics_to_arrays(statistics)
+        description["statistics"] = {name: array.tolist() for name, array in arrays.items()}
     params = {name: value.detach().numpy() for name, value in policy.named_parameters()}
     storage = open_storage(path.absolute().parent)
     storage.make()
@@ -122,8 +128,8 @@ def write(path: str | Path, config: TrainConfig, spaces: Spaces, policy: Policy)
     return path
 
 
-def read(path: Path) -> tuple[TrainConfig, np.ndarray, Spaces]:
-    """What `write` wrote: the configuration, the parameters [P] and the spaces.
+def read(path: Path) -> tuple[TrainConfig, SharedState, Spaces]:
+    """What `write` wrote: the configuration, what was learned, and the spaces.
 
     Raises:
         CheckpointError: damaged, incomplete, or of a format that this version does not read.
@@ -140,12 +146,26 @@ def read(path: Path) -> tuple[TrainConfig, np.ndarray, Spaces]:
         params_P = _vector(config, spaces, safetensors.numpy.load(path.read_bytes()))
         if params_sha256(params_P) != description["params_sha256"]:
             raise ValueError("the parameters do not have the params_sha256 in the YAML file beside them")
-        return config, params_P, spaces
+        return config, SharedState(params_P, _statistics(description.get("statistics"), spaces)), spaces
     # Readers of foreign bytes raise anything: all of it means that this policy is not to be used.
     except Exception as error:
         is_plain = type(error) in (ValueError, ConfigError) or isinstance(error, OSError)
         reason = error if is_plain else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"the policy {path} cannot be used: {reason}") from error
+
+
+def _statistics(lists: Mapping[str, Any] | None, spaces: Spaces) -> Statistics | None:
+    if lists is None:
+        return None
+    found, rest = statistics_from_arrays({name: np.array(value, np.float64) for name, value in lists.items()})
+    sizes = {"observation": spaces.observation_dim, "discounted_return": 1}
+    for name, moments in {} if found is None else vars(found).items():
+        numbers_2X = np.array([moments.mean_X, moments.squares_X])
+        if numbers_2X.shape != (2, sizes[name]) or moments.count < 1 or not np.isfinite(numbers_2X).all():
+            raise ValueError(f"statistics.{name} are not finite numbers of {sizes[name]} components")
+    if found is None or rest:
+        raise ValueError(f"statistics are of {', '.join(sizes)}, not of {short(sorted(lists))}")
+    return found
 
 
 def _config(tree: Any) -> TrainConfig:

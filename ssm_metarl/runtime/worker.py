@@ -11,6 +11,7 @@ import torch
 
 from ssm_metarl.config import TrainConfig
 from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.env_runner.normalizer import Normalizer, gather
 from ssm_metarl.env_runner.rollout import collect, input_dim
 from ssm_metarl.env_runner.tasks import TaskError, TaskFamily, make_family
 from ssm_metarl.meta_rl.advantages import make_batch
@@ -58,12 +59,14 @@ class TaskWorker:
         """
         began, rng = time.perf_counter(), spec.rng()
         rollouts, batches, rollout_s = [], [], 0.0
+        normalizer = Normalizer(self.config, shared.statistics)
         self.vector.set_tasks(spec.task)
 
         def collect_under(_: int, params: Params) -> Batch:
             nonlocal rollout_s
             started = time.perf_counter()
-            rollout = collect(self.vector, self.policy.fold(params), self.horizon, self.config.policy.inputs, rng)
+            policy, inputs = self.policy.fold(params), self.config.policy.inputs
+            rollout = collect(self.vector, policy, self.horizon, inputs, rng, normalizer)
             rollouts.append(rollout)
             batches.append(make_batch(rollout, self.config.advantage))
             rollout_s += time.perf_counter() - started
@@ -77,6 +80,7 @@ class TaskWorker:
             num_env_steps=sum(rollout.num_steps for rollout in rollouts),
             seconds=time.perf_counter() - began,
             metrics={"meta_loss": loss, "rollout_s": rollout_s},
+            statistics=gather(rollouts, self.config),
         )
         return result, batches
 
@@ -94,7 +98,7 @@ class TaskWorker:
         """
         began, rng = time.perf_counter(), spec.rng()
         self.policy.load_state_dict(self.policy.from_vector(shared.params_P))
-        life = Life(self.policy, self.config, spec.strategy)
+        life = Life(self.policy, self.config, spec.strategy, shared.statistics)
         self.vector.set_tasks(spec.task)
         rollouts, skipped = [life.play(self.vector, self.horizon, rng)], 0
         for _ in range(spec.num_adaptation_steps):

@@ -19,6 +19,7 @@ from ssm_metarl.tuning.config import Sweep
 from ssm_metarl.tuning.folder import TRIALS, SweepFolder, trial_name
 from ssm_metarl.tuning.records import Metric, SweepRecord, TrialRecord
 from ssm_metarl.tuning.trials import held_out_returns
+from ssm_metarl.types import SharedState
 
 SPLIT = "test"
 UNEQUAL = 1.1
@@ -90,21 +91,21 @@ def verdict(sweep: Sweep, difference: Interval) -> str:
     return f"{said}\n{chance}"
 
 
-def _final(sweep: Sweep, folder: SweepFolder, trial: TrialRecord) -> tuple[TrainConfig, np.ndarray]:
-    """The configuration of a trial, and the parameters [P] that it ended with."""
+def _final(sweep: Sweep, folder: SweepFolder, trial: TrialRecord) -> tuple[TrainConfig, SharedState]:
+    """The configuration of a trial, and what it ended with."""
     if sweep.policy:
         config = folder.config(sweep, trial.index, trial.settings)
-        return config, load_policy(sweep.policy).policy.to_vector()
+        return config, load_policy(sweep.policy).shared
     run = open_folder(folder.path(TRIALS, trial_name(trial.index)))
-    config, params_P = load_run(run.path, {})
-    if params_sha256(params_P) != trial.params_sha256:
+    config, shared = load_run(run.path, {})
+    if params_sha256(shared.params_P) != trial.params_sha256:
         raise CheckpointError(f"{run.where} does not have the parameters of its last report any more")
-    return config, params_P
+    return config, shared
 
 
 def _measure(sweep: Sweep, folder: SweepFolder, trial: TrialRecord) -> Measured:
-    config, params_P = _final(sweep, folder, trial)
-    returns_KS = held_out_returns(config, params_P, SPLIT, None if sweep.policy else "meta")
+    config, shared = _final(sweep, folder, trial)
+    returns_KS = held_out_returns(config, shared, SPLIT, None if sweep.policy else "meta")
     label = "defaults" if trial.index == 0 else "best"
     return Measured(f"{label}, trial {trial_name(trial.index)}", returns_KS[:, 0], returns_KS[:, -1])
 

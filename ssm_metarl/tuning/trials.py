@@ -130,9 +130,9 @@ class Adapting:
         began = time.perf_counter()
         results = _results(self._folder, self._index)
         config = self._folder.config(self._sweep, self._index, results.settings)
-        params_P = load_policy(self._sweep.policy).policy.to_vector()
-        returns_S = held_out_returns(config, params_P, "validation", watch=True).mean(axis=0)
-        seconds, digest = time.perf_counter() - began, params_sha256(params_P)
+        shared = load_policy(self._sweep.policy).shared
+        returns_S = held_out_returns(config, shared, "validation", watch=True).mean(axis=0)
+        seconds, digest = time.perf_counter() - began, params_sha256(shared.params_P)
         pre, *posts = returns_S.tolist()
         reports = tuple(Report(k, pre, post, 0, seconds, digest) for k, post in enumerate(posts, start=1))
         self._folder.write(self._index, replace(results, reports=reports))
@@ -153,11 +153,11 @@ def write_failure(folder: SweepFolder, index: int, cause: str) -> None:
 
 
 def held_out_returns(
-    config: TrainConfig, params_P: np.ndarray, split: str, strategy: str | None = None, watch: bool = False
+    config: TrainConfig, shared: SharedState, split: str, strategy: str | None = None, watch: bool = False
 ) -> np.ndarray:
     """Mean returns on held-out tasks after 0, 1, ... calls of the Adapter, float64 [K, S + 1].
 
-    Whatever the parameters and settings, they meet the same tasks and the same noise.
+    Whatever was learned, and whatever the settings, they meet the same tasks and the same noise.
 
     Args:
         strategy: None: ``adapter.strategy``, and S is ``eval.num_steps``; otherwise S is ``inner.num_steps``.
@@ -171,7 +171,7 @@ def held_out_returns(
     specs = make_specs(config, Stream.EVALUATE, 0, tasks, num_steps)
     specs = [replace(spec, strategy=strategy or config.adapter.strategy) for spec in specs]
     with closing(make_pool(config, lambda event: None)) as pool:
-        results = list((_watched(pool, config) if watch else pool).map("evaluate", SharedState(params_P), specs))
+        results = list((_watched(pool, config) if watch else pool).map("evaluate", shared, specs))
     return np.array([result.returns for result in results])
 
 

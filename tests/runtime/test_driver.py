@@ -280,7 +280,7 @@ def test_without_a_name_every_run_has_a_folder_of_its_own(tmp_path):
 def test_the_gradient_is_the_mean_over_tasks_and_the_first_step_is_adams(tmp_path):
     config = small(tmp_path, algorithm="maml", **{"outer.max_grad_norm": 1e9})
     trainer, pool = MetaTrainer(config), LocalPool(config, pytest.fail)
-    shared, specs, before = trainer._shared(), trainer._training_specs(), trainer.params_P
+    shared, specs, before = trainer.shared, trainer._training_specs(), trainer.params_P
     gradients = [
         result.gradient_P.astype(np.float64) for result, _ in pool.map("adapt_and_collect", shared, specs, keep=True)
     ]
@@ -295,7 +295,7 @@ def test_later_passes_start_from_the_stored_batches(tmp_path):
     config = small(tmp_path)
     trainer, worker = MetaTrainer(config), TaskWorker(config)
     [spec, *_] = trainer._training_specs()
-    shared = trainer._shared()
+    shared = trainer.shared
     result, batches = worker.adapt_and_collect(shared, spec)
     assert len(batches) == 2 and spec.stream is Stream.TRAIN
     again = worker.revisit(shared, spec, batches)
@@ -307,7 +307,7 @@ def test_later_passes_start_from_the_stored_batches(tmp_path):
 def test_a_spec_is_worth_the_same_whatever_the_worker_did_before(tmp_path):
     config = small(tmp_path)
     trainer = MetaTrainer(config)
-    shared, specs = trainer._shared(), trainer._training_specs()
+    shared, specs = trainer.shared, trainer._training_specs()
     fresh = [TaskWorker(config).adapt_and_collect(shared, spec)[0] for spec in specs]
     worker = TaskWorker(config)
     for expected, spec in reversed(list(zip(fresh, specs, strict=True))):
@@ -320,10 +320,10 @@ def test_a_non_finite_gradient_stops_before_the_step_and_names_the_task(tmp_path
     config = small(tmp_path)
     worker, trainer = TaskWorker(config), MetaTrainer(config)
     [spec, *_] = trainer._training_specs()
-    _, batches = worker.adapt_and_collect(trainer._shared(), spec)
+    _, batches = worker.adapt_and_collect(trainer.shared, spec)
     batches[1].advantage_TB[0, 0] = np.nan
     with pytest.raises(ValueError, match=r"train iteration=0 task=0 .*not finite"):
-        worker.revisit(trainer._shared(), spec, batches)
+        worker.revisit(trainer.shared, spec, batches)
 
 
 def test_evaluation_does_not_depend_on_how_many_steps_are_asked_for(tmp_path):

@@ -45,7 +45,7 @@ def test_meta_is_the_inner_loop_of_training(config):
         loss = -surrogate(logp_TB, batch.logp_TB, batch.advantage_TB, batch.mask_TB, "lvc")
         params = inner_step(loss, params, 0.3 if k < 1 else 0.15, first_order=True)
         params = {name: value.detach().requires_grad_() for name, value in params.items()}
-    found = worker.evaluate(trainer._shared(), spec)
+    found = worker.evaluate(trainer.shared, spec)
     assert found.returns == tuple(returns) and found.metrics["skipped"] == 0
     assert len(set(returns)) == 4
 
@@ -54,17 +54,17 @@ def test_meta_is_the_inner_loop_of_training(config):
 def test_the_result_of_a_spec_does_not_depend_on_what_the_worker_did_before(config, strategy):
     trainer, worker = MetaTrainer(config), TaskWorker(config)
     spec = make_spec(config, trainer.family, strategy)
-    first = worker.evaluate(trainer._shared(), spec)
+    first = worker.evaluate(trainer.shared, spec)
     for other in ("meta", "online"):
-        worker.evaluate(trainer._shared(), make_spec(config, trainer.family, other))
-    worker.adapt_and_collect(trainer._shared(), spec)
-    assert worker.evaluate(trainer._shared(), spec).returns == first.returns
-    assert TaskWorker(config).evaluate(trainer._shared(), spec).returns == first.returns
+        worker.evaluate(trainer.shared, make_spec(config, trainer.family, other))
+    worker.adapt_and_collect(trainer.shared, spec)
+    assert worker.evaluate(trainer.shared, spec).returns == first.returns
+    assert TaskWorker(config).evaluate(trainer.shared, spec).returns == first.returns
 
 
 def test_strategies_meet_the_same_noise_until_they_adapt(config):
     trainer, worker = MetaTrainer(config), TaskWorker(config)
-    found = {name: worker.evaluate(trainer._shared(), make_spec(config, trainer.family, name)).returns
+    found = {name: worker.evaluate(trainer.shared, make_spec(config, trainer.family, name)).returns
              for name in ("none", "online", "meta")}  # fmt: skip
     assert len({returns[0] for returns in found.values()}) == 1
     assert len({returns[1] for returns in found.values()}) == 3
@@ -72,7 +72,7 @@ def test_strategies_meet_the_same_noise_until_they_adapt(config):
 
 def test_none_leaves_the_policy_as_it_is(config):
     trainer, worker = MetaTrainer(config), TaskWorker(config)
-    worker.evaluate(trainer._shared(), make_spec(config, trainer.family, "none"))
+    worker.evaluate(trainer.shared, make_spec(config, trainer.family, "none"))
     np.testing.assert_array_equal(worker.policy.to_vector(), trainer.params_P)
 
 
@@ -130,7 +130,7 @@ def test_only_the_named_parameters_of_a_policy_adapt(config):
 def test_success_rates_are_those_of_the_rollouts(config, monkeypatch):
     trainer, worker = MetaTrainer(config), TaskWorker(config)
     spec = make_spec(config, trainer.family)
-    assert worker.evaluate(trainer._shared(), spec).successes == ()
+    assert worker.evaluate(trainer.shared, spec).successes == ()
     step = type(worker.vector).step
 
     def step_that_knows(self, actions):
@@ -138,7 +138,7 @@ def test_success_rates_are_those_of_the_rollouts(config, monkeypatch):
         return *values, {**info, "success": np.array([True, False, False])[np.arange(6) % 3]}
 
     monkeypatch.setattr(type(worker.vector), "step", step_that_knows)
-    assert worker.evaluate(trainer._shared(), spec).successes == pytest.approx([1 / 3] * 4)
-    evaluation = evaluate(LocalPool(config, print), trainer.family, config, trainer.params_P, "test", 2, ("none",))
+    assert worker.evaluate(trainer.shared, spec).successes == pytest.approx([1 / 3] * 4)
+    evaluation = evaluate(LocalPool(config, print), trainer.family, config, trainer.shared, "test", 2, ("none",))
     assert set(evaluation.successes) == {"none", "meta"}
     np.testing.assert_allclose(evaluation.successes["meta"], np.full((40, 3), 1 / 3))

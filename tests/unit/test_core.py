@@ -252,7 +252,8 @@ def test_the_folded_step_equals_the_module(core, discrete, n_layers):
     carry, module_carry = folded.initial_state(20), policy.core.initial_state(20)
     for t in range(T):
         kept = carry.copy()
-        dist, new = folded.step(x[t].numpy(), carry)
+        means, new = folded.step(x[t].numpy(), carry)
+        dist = folded.distribution(means)
         out, module_carry = policy.core.step(x[t], torch.from_numpy(carry))
         assert dist.dtype == new.dtype == np.float32 and np.array_equal(carry, kept)
         assert_equal(torch.from_numpy(dist)[:, :A], out, 1e-6 * n_layers)
@@ -269,8 +270,8 @@ def test_an_episode_acted_folded_is_the_episode_of_the_module(core, discrete):
     x, folded = observations(60, 5, OBS), policy.fold()
     carry, dists = folded.initial_state(5), []
     for x_BI in x.numpy():
-        dist, carry = folded.step(x_BI, carry)
-        dists.append(dist)
+        out, carry = folded.step(x_BI, carry)
+        dists.append(folded.distribution(out))
     assert_equal(torch.from_numpy(np.stack(dists)), policy(x))
 
 
@@ -282,9 +283,9 @@ def test_the_folded_step_is_repeatable_and_silent_for_any_parameter(core):
         x, carry = rng.normal(size=(3, OBS)).astype(np.float32), folded.initial_state(3) + 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            dist, new = folded.step(x, carry)
-        assert np.isfinite(dist).all() and np.isfinite(new).all()
-        assert all(map(np.array_equal, (dist, new), again.step(x, carry)))
+            out, new = folded.step(x, carry)
+        assert np.isfinite(out).all() and np.isfinite(new).all()
+        assert all(map(np.array_equal, (out, new), again.step(x, carry)))
 
 
 @both_kinds
@@ -294,12 +295,12 @@ def test_folding_takes_given_parameters_detaches_and_copies_them(discrete):
     folded, x = policy.fold(given), observations(1, 5, OBS)
     before, _ = folded.step(x[0].numpy(), folded.initial_state(5))
     expected = functional_call(policy, {name: p.float() for name, p in given.items()}, (x,))
-    assert_equal(torch.from_numpy(before), expected[0])
+    assert_equal(torch.from_numpy(folded.distribution(before)), expected[0])
     own = policy.fold()
-    dist, _ = own.step(x[0].numpy(), own.initial_state(5))
+    out, _ = own.step(x[0].numpy(), own.initial_state(5))
     randomise(policy)
     after, _ = own.step(x[0].numpy(), own.initial_state(5))
-    assert np.array_equal(dist, after)
+    assert np.array_equal(own.distribution(out), own.distribution(after))
 
 
 @both_kinds
@@ -315,21 +316,24 @@ def test_a_float64_policy_differentiates_to_second_order(core, discrete):
     assert sum(g.abs().sum() for g in second) > 0
 
 
-def random_dist(discrete, rows=7, seed=3):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(rows, 5 if discrete else 2 * A)).astype(np.float32) * 2
+def sample(policy, out, seed=0):
+    """Actions and their log-probabilities, as a rollout computes them."""
+    folded = policy.fold()
+    action = folded.act(out, folded.noise(np.random.default_rng(seed), len(out)))
+    return action, folded.log_prob(folded.distribution(out), action)
 
 
 @both_kinds
 def test_log_probabilities_and_modes_are_torchs(discrete):
-    policy, dist = make_policy("mlp", discrete), random_dist(discrete)
-    folded, distribution = policy.fold(), policy.distribution(torch.from_numpy(dist))
+    policy = randomise(make_policy("mlp", discrete))
+    folded, out = policy.fold(), 2 * np.random.default_rng(3).normal(size=(7, A)).astype(np.float32)
+    distribution = policy.distribution(torch.from_numpy(folded.distribution(out)))
     for seed in range(20):
-        action, logp = folded.sample(dist, np.random.default_rng(seed))
+        action, logp = sample(policy, out, seed)
         expected = distribution.log_prob(torch.from_numpy(action)).numpy()
         assert action.dtype == (np.int64 if discrete else np.float32) and logp.dtype == np.float32
         np.testing.assert_allclose(logp, expected, rtol=0, atol=1e-5)
-    mode = folded.mode(dist)
+    mode = folded.mode(out)
     assert mode.dtype == action.dtype and mode.shape == action.shape
     assert np.array_equal(mode, distribution.mode.numpy())
 
@@ -338,7 +342,7 @@ def test_log_probabilities_and_modes_are_torchs(discrete):
 @settings(max_examples=60, deadline=None)
 def test_any_logits_give_a_possible_action_and_its_log_probability(logits, seed):
     policy, dist = make_policy("mlp", True), np.float32([logits] * 9)
-    action, logp = policy.fold().sample(dist, np.random.default_rng(seed))
+    action, logp = sample(policy, dist, seed)
     assert ((action >= 0) & (action < len(logits))).all()
     expected = torch.log_softmax(torch.from_numpy(dist), dim=1).numpy()[np.arange(9), action]
     np.testing.assert_allclose(logp, expected, rtol=1e-5, atol=1e-5)
@@ -347,17 +351,19 @@ def test_any_logits_give_a_possible_action_and_its_log_probability(logits, seed)
 def test_discrete_samples_have_the_right_frequencies():
     probabilities = np.float32([0.5, 0.0, 0.2, 0.05, 0.25])
     dist = np.tile(np.log(probabilities + 1e-30), (40_000, 1))
-    action, _ = make_policy("mlp", True).fold().sample(dist, np.random.default_rng(0))
+    action, _ = sample(make_policy("mlp", True), dist)
     frequencies = np.bincount(action, minlength=5) / len(action)
     assert frequencies[1] == 0
     assert np.all(np.abs(frequencies - probabilities) <= 4 * np.sqrt(probabilities * (1 - probabilities) / len(action)))
 
 
 def test_continuous_samples_have_the_right_mean_and_deviation():
-    dist = np.tile(np.float32([1.0, -2.0, 0.3, -1.0]), (40_000, 1))
-    action, _ = make_policy("mlp", False).fold().sample(dist, np.random.default_rng(0))
-    std = np.exp([0.3, -1.0])
-    np.testing.assert_array_less(np.abs(action.mean(axis=0) - [1.0, -2.0]), 4 * std / 200)
+    policy, mean = make_policy("mlp", False), np.linspace(1.0, -2.0, A, dtype=np.float32)
+    with torch.no_grad():
+        policy.log_std.copy_(torch.linspace(0.3, -1.0, A))
+    action, _ = sample(policy, np.tile(mean, (40_000, 1)))
+    std = np.exp(np.linspace(0.3, -1.0, A))
+    np.testing.assert_array_less(np.abs(action.mean(axis=0) - mean), 4 * std / 200)
     np.testing.assert_allclose(action.std(axis=0), std, rtol=0.02)
     assert abs(np.corrcoef(action.T)[0, 1]) < 0.02
 

@@ -18,7 +18,7 @@ class FakePolicy:
     """Walks by a fixed mean plus noise, or picks actions by a coin; its carry counts steps; keeps its inputs."""
 
     def __init__(self, family: TaskFamily, mean: float = 0.5, noise: float = 1.0) -> None:
-        self.discrete, self.action_dim, self.mean, self.noise = family.discrete, family.action_dim, mean, noise
+        self.discrete, self.action_dim, self.mean, self.scale = family.discrete, family.action_dim, mean, noise
         self.inputs: list[np.ndarray] = []
 
     def initial_state(self, batch_size: int) -> np.ndarray:
@@ -27,15 +27,22 @@ class FakePolicy:
     def step(self, input_BI: np.ndarray, carry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert input_BI.dtype == np.float32
         self.inputs.append(input_BI.copy())
-        width = self.action_dim if self.discrete else 2 * self.action_dim
-        return np.full((len(input_BI), width), carry.flat[0], np.float32), carry + 1
+        return np.full((len(input_BI), self.action_dim), carry.flat[0], np.float32), carry + 1
 
-    def sample(self, dist_BD: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        rows = len(dist_BD)
+    def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
         if self.discrete:
-            return rng.integers(self.action_dim, size=rows), np.full(rows, -0.7, np.float32)
-        action_BA = self.mean + self.noise * rng.standard_normal((rows, self.action_dim))
-        return action_BA.astype(np.float32), -np.arange(rows, dtype=np.float32)
+            return rng.integers(self.action_dim, size=shape)
+        return (self.scale * rng.standard_normal((*shape, self.action_dim))).astype(np.float32)
+
+    def act(self, out_BA: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return noise if self.discrete else np.float32(self.mean) + noise
+
+    def distribution(self, out_TBA: np.ndarray) -> np.ndarray:
+        return out_TBA if self.discrete else np.concatenate([out_TBA, out_TBA], axis=-1)
+
+    def log_prob(self, dist_TBD: np.ndarray, action_TBA: np.ndarray) -> np.ndarray:
+        steps, rows = dist_TBD.shape[:2]
+        return np.tile(-np.arange(rows, dtype=np.float32), (steps, 1))
 
 
 class LineEnv(gymnasium.Env):
@@ -239,8 +246,11 @@ def test_a_policy_that_is_not_finite_stops_before_the_environment_sees_its_actio
     family = make_family(EnvConfig())
     env = family.make_vector(2)
     policy = FakePolicy(family)
-    policy.sample = lambda dist_BD, rng: (np.full((2, 2), np.nan, np.float32), np.full(2, np.nan, np.float32))
-    with pytest.raises(TaskError, match="policy's action of episode 0 is not finite at step 0"):
+    policy.step = lambda input_BI, carry: (np.array([[0, 0], [0, np.nan]], np.float32), carry)
+    with pytest.raises(TaskError, match="policy's output of episode 1 is not finite at step 0"):
+        collect(env, policy, 5, ("observation",), np.random.default_rng(0))
+    policy = FakePolicy(family, noise=np.inf)
+    with pytest.raises(TaskError, match="noise of the policy's actions of episode 0 is not finite"):
         collect(env, policy, 5, ("observation",), np.random.default_rng(0))
     assert np.isfinite(env.step(np.zeros((2, 2)))[0]).all()
 
