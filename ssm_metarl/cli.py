@@ -115,6 +115,17 @@ class Doctor:
     """Check this machine: versions, cores, memory, disk, Ray, and a tiny training whose results must agree."""
 
 
+@dataclass(frozen=True)
+class CheckEnv:
+    """Check an environment or a family of tasks: what is wrong with it, how to mend it, and how fast it is."""
+
+    env: Annotated[str | None, tyro.conf.Positional] = None
+    """What env.id may be: a family of ssm_metarl, a gymnasium id, or module:Class; without one, that of --config.
+    --env.horizon, --env.vary.NAME, --env.variant and --env.kwargs.NAME are as in training."""
+    config: Path | None = None
+    """YAML file of a training, whose section env is checked."""
+
+
 def train(arguments: Train, overrides: dict[str, Any]) -> int:
     """Trains, writes ``eval.json`` and ``report.html``, prints the adaptation table and the ``done:`` line."""
     config = load_config(arguments.config, overrides)
@@ -195,6 +206,22 @@ def doctor(_: Doctor, overrides: dict[str, Any]) -> int:
     return examine(load_config(None, overrides))
 
 
+def check_env(arguments: CheckEnv, overrides: dict[str, Any]) -> int:
+    """Examines an environment."""
+    if others := [f"--{key}" for key in overrides if key.partition(".")[0] != "env"]:
+        raise ConfigError(f"command line: check-env looks at the environment alone, and takes no {', '.join(others)}")
+    if arguments.env:
+        overrides = {**overrides, "env.id": arguments.env}
+    elif not arguments.config and "env.id" not in overrides:
+        raise ConfigError("command line: name the environment, such as ssm-metarl check-env CartPole-v1")
+    config = load_config(arguments.config, overrides).env
+    from ssm_metarl.check_env import examine
+    from ssm_metarl.runtime.process import limit_threads
+
+    limit_threads()
+    return examine(config)
+
+
 def export(arguments: Export, overrides: dict[str, Any]) -> int:
     """Writes the policy of a run as two files, and says where."""
     run = _trained(arguments.run, overrides)
@@ -270,6 +297,7 @@ COMMANDS = {
     "tune": (Tune, tune),
     "submit": (Submit, submit),
     "doctor": (Doctor, doctor),
+    "check-env": (CheckEnv, check_env),
 }
 
 

@@ -70,7 +70,9 @@ def _split(argv: Sequence[str], own_names: Sequence[str]) -> tuple[list[str], di
             own += [token] if has_value else [token, *_take(rest, 1)]
         else:
             _refuse_misspelt(key, own_names)
-            schema = settings().get(key.rpartition(".")[0] if key.startswith(("env.vary.", "env.kwargs.")) else key, {})
+            # The name of an attribute may have dots of its own: --env.vary.model.body_mass.
+            setting = ".".join(key.split(".")[:2]) if key.startswith(("env.vary.", "env.kwargs.")) else key
+            schema = settings().get(setting, {})
             words = [value] if has_value else _take(rest, len(rest) if schema.get("type") == "array" else 1)
             overrides[key] = _value(key, schema, words)
     return own, overrides

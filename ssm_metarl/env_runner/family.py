@@ -185,6 +185,7 @@ def as_task(mapping: Any, whose: str) -> Task:
         except (TypeError, ValueError):
             numbers = None
         if numbers is None or numbers.ndim > 1 or not np.isfinite(numbers).all():
-            raise TaskError(f"{whose} returned {name} = {value!r:.80}; it must be a finite number or a flat list of them")
+            rule = "it must be a finite number or a flat list of them"
+            raise TaskError(f"{whose} returned {name} = {value!r:.80}; {rule}")
         task[name] = tuple(numbers.tolist()) if numbers.ndim else float(numbers)
     return task

@@ -153,7 +153,10 @@ def _custom_class(env_id: str) -> type[TaskFamily] | None:
     """The class that an entry point or an import path names; None: ``env_id`` is something else."""
     [*found] = entry_points(group=ENTRY_POINTS, name=env_id)
     if found:
-        family_class = found[0].load()
+        try:
+            family_class = found[0].load()
+        except (ImportError, AttributeError) as error:
+            raise TaskError(f"env.id: the entry point {env_id!r} cannot be loaded: {error}") from error
         if not (inspect.isclass(family_class) and issubclass(family_class, TaskFamily)):
             raise TaskError(f"env.id: the entry point {env_id!r} is {family_class!r}, not a class made from TaskFamily")
         return family_class
@@ -166,7 +169,9 @@ def _custom_class(env_id: str) -> type[TaskFamily] | None:
     if name in gymnasium.registry:
         return None
     classes = [key for key, value in vars(_imported(module, env_id)).items() if inspect.isclass(value)]
-    wrong = "is not made from ssm_metarl.TaskFamily" if found is not None else f"is not in it{did_you_mean(name, classes)}"
+    wrong = (
+        "is not made from ssm_metarl.TaskFamily" if found is not None else f"is not in it{did_you_mean(name, classes)}"
+    )
     raise TaskError(f"env.id: {env_id}: {name} {wrong}")
 
 
@@ -183,7 +188,7 @@ def _require_known(env_id: str) -> None:
         _imported(module, env_id)
     # gymnasium.make would take the newest version of a name without one; a result should say what it is of.
     if name not in gymnasium.registry:
-        hint = did_you_mean(name, gymnasium.registry)
+        hint = did_you_mean(name, [*gymnasium.registry, *entry_points(group=ENTRY_POINTS).names])
         raise TaskError(f"env.id: no family and no gymnasium environment is called {name!r}{hint}")
 
 
@@ -219,9 +224,7 @@ def _native_family(family_id: str, config: EnvConfig, vary: Mapping[str, Distrib
     defaults = {name: Distribution.parse(mapping) for name, mapping in variant.vary.items()}
     # Who says what varies does not want a paper's fixed tasks.
     task_set = variant.task_set() if variant.task_set and not vary else None
-    return VariedFamily(
-        family_id, probe.horizon, probe.parameters, {**defaults, **vary}, make, variant.draw, task_set
-    )
+    return VariedFamily(family_id, probe.horizon, probe.parameters, {**defaults, **vary}, make, variant.draw, task_set)
 
 
 def _generic_family(config: EnvConfig, vary: Mapping[str, Distribution], override_time_limit: bool) -> TaskFamily:

@@ -202,6 +202,7 @@ class MetaTrainer:
             "iteration": self.iteration - 1,
             "return_pre_adaptation": float(np.mean([result.returns[0] for result in results])),
             "return_post_adaptation": float(np.mean([result.returns[-1] for result in results])),
+            **_successes(results),
             "meta_loss": passes[-1].meta_loss,
             "grad_norm": passes[-1].grad_norm,
             "num_env_steps": self.num_env_steps,
@@ -358,6 +359,14 @@ class MetaTrainer:
     def _tell(self, what: str, *arguments: object) -> None:
         for sink in self._sinks:
             getattr(sink, what)(*arguments)
+
+
+def _successes(results: Sequence[TaskResult]) -> Record:
+    """Shares of episodes that succeed, where the environment says so."""
+    if not all(result.successes for result in results):
+        return {}
+    first, last = (float(np.mean([result.successes[k] for result in results])) for k in (0, -1))
+    return {"success_pre_adaptation": first, "success_post_adaptation": last}
 
 
 def _is_due(iteration: int, every: int) -> bool:

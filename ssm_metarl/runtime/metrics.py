@@ -183,10 +183,14 @@ class ConsoleSink(Sink):
             )
 
     def iteration(self, record: Record) -> None:
+        success = ""
+        if "success_post_adaptation" in record:
+            shares = f"{record['success_pre_adaptation']:4.0%} -> {record['success_post_adaptation']:4.0%}"
+            success = f"  success {shares}"
         self._print(
             f"iteration {record['iteration'] + 1:4d}/{self._iterations}"
             f"  return {_number(record['return_pre_adaptation'])} -> {_number(record['return_post_adaptation'])}"
-            f"  (before -> after adaptation)  |g| {record['grad_norm']:.3g}"
+            f"  (before -> after adaptation){success}  |g| {record['grad_norm']:.3g}"
             f"  {record['num_env_steps']:,} steps  {record['iteration_s']:.1f} s"
         )
 

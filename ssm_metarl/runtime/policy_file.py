@@ -160,8 +160,9 @@ def _statistics(lists: Mapping[str, Any] | None, spaces: Spaces) -> Statistics |
     found, rest = statistics_from_arrays({name: np.array(value, np.float64) for name, value in lists.items()})
     sizes = {"observation": spaces.observation_dim, "discounted_return": 1}
     for name, moments in {} if found is None else vars(found).items():
-        numbers_2X = np.array([moments.mean_X, moments.squares_X])
-        if numbers_2X.shape != (2, sizes[name]) or moments.count < 1 or not np.isfinite(numbers_2X).all():
+        arrays = (moments.mean_X, moments.squares_X)
+        fits = all(array.shape == (sizes[name],) and np.isfinite(array).all() for array in arrays)
+        if not fits or moments.count < 1:
             raise ValueError(f"statistics.{name} are not finite numbers of {sizes[name]} components")
     if found is None or rest:
         raise ValueError(f"statistics are of {', '.join(sizes)}, not of {short(sorted(lists))}")

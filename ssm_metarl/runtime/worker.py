@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,13 +20,18 @@ from ssm_metarl.meta_rl.meta_maml import Params
 from ssm_metarl.meta_rl.objectives import BatchSource, meta_loss
 from ssm_metarl.runtime.life import Life
 from ssm_metarl.runtime.process import limit_threads
-from ssm_metarl.types import Batch, SharedState, TaskResult, TaskSpec
+from ssm_metarl.types import Batch, Rollout, SharedState, TaskResult, TaskSpec
 
 
 def make_policy(family: TaskFamily, config: TrainConfig) -> Policy:
     """The policy of a run with its initial parameters: a function of the configuration alone."""
     inputs = input_dim(family, config.policy.inputs)
     return build_policy(inputs, family.action_dim, family.discrete, config.policy, config.seed)
+
+
+def _successes(rollouts: Sequence[Rollout]) -> tuple[float, ...]:
+    """The share of episodes that succeed; empty where the environment does not say."""
+    return tuple(float(rollout.success_B.mean()) for rollout in rollouts if rollout.success_B is not None)
 
 
 class TaskWorker:
@@ -77,6 +83,7 @@ class TaskWorker:
             spec=spec,
             gradient_P=gradient_P,
             returns=tuple(rollout.mean_return for rollout in rollouts),
+            successes=_successes(rollouts),
             num_env_steps=sum(rollout.num_steps for rollout in rollouts),
             seconds=time.perf_counter() - began,
             metrics={"meta_loss": loss, "rollout_s": rollout_s},
@@ -108,7 +115,7 @@ class TaskWorker:
             spec=spec,
             gradient_P=None,
             returns=tuple(rollout.mean_return for rollout in rollouts),
-            successes=tuple(float(rollout.success_B.mean()) for rollout in rollouts if rollout.success_B is not None),
+            successes=_successes(rollouts),
             num_env_steps=sum(rollout.num_steps for rollout in rollouts),
             seconds=time.perf_counter() - began,
             metrics={"skipped": skipped},

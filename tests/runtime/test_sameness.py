@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssm_metarl.config import load_config
@@ -91,6 +92,31 @@ def test_killed_workers_change_nothing(ray_session, tmp_path, monkeypatch):
     assert disturbed.params_sha256 == undisturbed.params_sha256
     assert (disturbed.pre, disturbed.post) == (undisturbed.pre, undisturbed.post)
     assert [record["respawns"] for record in read_metrics(disturbed.folder)] == [2, 0]
+
+
+@pytest.mark.parametrize("env_id", ["ssm_metarl/HalfCheetahVel-v0", "ssm_metarl/ML1-v0"])
+def test_simulated_robots_and_normalised_inputs_depend_on_no_worker(env_id, ray_session, tmp_path):
+    settings = {
+        "env.id": env_id,
+        "env.horizon": 12,
+        "env.episodes_per_task": 2,
+        "env.normalize_observations": True,
+        "env.normalize_rewards": True,
+        "policy.inputs": ["observation", "previous_action", "previous_reward"],
+        "iterations": 2,
+        "tasks_per_iteration": 3,
+        "eval.num_tasks": 2,
+        "eval.strategies": ["meta"],
+        "run.dir": str(tmp_path),
+    }
+    found = []
+    for workers in (0, 1, 2):
+        config = load_config(None, {**settings, "workers.num_workers": workers, "run.name": f"w{workers}"})
+        summary = MetaTrainer(config).run()
+        found.append((summary.params_sha256, summary.pre, summary.post))
+    assert found[0] == found[1] == found[2]
+    means = [record["return_post_adaptation"] for record in read_metrics(summary.folder)]
+    assert np.isfinite(means).all() and means[0] != means[1]
 
 
 def test_a_run_leaves_what_it_promises(outputs):

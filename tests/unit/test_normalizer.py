@@ -137,13 +137,6 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
     assert off.params_sha256 != whole.params_sha256
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_any_number_of_workers_gives_the_same(num_workers, tmp_path, ray_session):
-    here = trainer(tmp_path, "here").run()
-    there = trainer(tmp_path, "there", **{"workers.num_workers": num_workers}).run()
-    assert (there.params_sha256, there.post) == (here.params_sha256, here.post)
-
-
 def test_a_deployed_policy_reads_what_it_read_in_training(tmp_path):
     one = trainer(tmp_path)
     one.run()

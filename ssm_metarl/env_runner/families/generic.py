@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,11 +114,26 @@ def _follow(root: Any, keys: Sequence[str | int], path: str) -> Any:
     return value
 
 
-def _refresh(env: gymnasium.Env) -> None:
-    """Recomputes what an environment derives from its attributes only once, in its constructor."""
+def _refresh(env: gymnasium.Env, paths: Collection[str]) -> None:
+    """Recomputes what an environment, or the simulator under it, derives from these attributes only once, at its start.
+
+    MuJoCo's derived constants (``body_subtreemass``, ``dof_invweight0``, ...) belong to the masses that a model was
+    compiled with; contacts and joint limits are as stiff as they say. The families with random parameters of the
+    literature (Hopper and Walker2D) leave them as they were.
+    """
     if isinstance(env, CartPoleEnv):
         env.total_mass = env.masspole + env.masscart
         env.polemass_length = env.masspole * env.length
+    # Whoever has a model of MuJoCo has imported it.
+    mujoco = sys.modules.get("mujoco")
+    model, data = getattr(env, "model", None), getattr(env, "data", None)
+    simulated = mujoco and isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData)
+    if simulated and any(path.startswith("model.") for path in paths):
+        # It moves the body to the reference posture; reset() would put it back, but an episode under way goes on.
+        qpos_Q = data.qpos.copy()
+        mujoco.mj_setConst(model, data)
+        data.qpos[:] = qpos_Q
+        mujoco.mj_fwdPosition(model, data)
 
 
 class GenericVectorEnv(ListVectorEnv):
@@ -167,4 +183,4 @@ class GenericVectorEnv(ListVectorEnv):
         env = self.envs[row]
         for path, attribute in self._attributes.items():
             attribute.set(env, task.get(path, attribute.nominal))
-        _refresh(env.unwrapped)
+        _refresh(env.unwrapped, self._attributes)

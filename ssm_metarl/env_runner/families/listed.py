@@ -19,6 +19,7 @@ from ssm_metarl.env_runner.vector import Advance, MetaVectorEnv, TaskError
 MAX_OBSERVATION = 4096
 """Numbers in one observation above which it is an image or the like, which no core here is made for."""
 _EXTRAS = {"mujoco": "mujoco", "metaworld": "metaworld"}
+_NUMBERS = {int, float, bool, np.float32, np.float64, np.int64}
 
 
 def make_env(
@@ -99,9 +100,12 @@ class ListVectorEnv(MetaVectorEnv):
         self.envs, self.name = list(envs), name
         space = self.envs[0].action_space
         action_space = Discrete(int(space.n)) if isinstance(space, Discrete) else space
-        super().__init__(len(self.envs), horizon, _float32(self.envs[0].observation_space), action_space, autoreset_mode)
+        super().__init__(
+            len(self.envs), horizon, _float32(self.envs[0].observation_space), action_space, autoreset_mode
+        )
         self.env_action_space = space
         self._observation_NO = np.zeros(self.observation_space.shape, np.float32)
+        self._row_shape = self._observation_NO.shape[1:]
         # Bound once: TimeLimit and OrderEnforcing cost attribute look-ups at every call.
         self._steps = [env.step for env in self.envs]
 
@@ -114,21 +118,43 @@ class ListVectorEnv(MetaVectorEnv):
 
     def _advance(self, actions: np.ndarray, ended_N: np.ndarray | None) -> Advance:
         reward_N, terminated_N = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        truncated_N, info = np.zeros(self.num_envs, bool), {}
+        truncated_N, row_infos = np.zeros(self.num_envs, bool), []
+        rows_NO, shape = self._observation_NO, self._row_shape
         for row, (step, action) in enumerate(zip(self._steps, self._env_actions(actions), strict=True)):
             if ended_N is not None and ended_N[row]:
                 continue
             observation, reward_N[row], terminated_N[row], truncated_N[row], row_info = step(action)
-            self._set_observation(row, observation)
-            if row_info:
-                self._add_info(info, row_info, row)
-        return reward_N, terminated_N, truncated_N, info
+            if type(observation) is np.ndarray and observation.shape == shape:
+                rows_NO[row] = observation
+            else:
+                self._set_observation(row, observation)
+            row_infos.append(row_info)
+        return reward_N, terminated_N, truncated_N, self._batched(row_infos, ended_N) if any(row_infos) else {}
+
+    def _batched(self, row_infos: Sequence[dict[str, Any]], ended_N: np.ndarray | None) -> dict[str, Any]:
+        """The infos of the rows that have not ended, as gymnasium batches them."""
+        info: dict[str, Any] = {}
+        plain: set[str] = set()
+        # Gymnasium's own way, row by row and key by key, costs as much as stepping a small simulation.
+        names = list(row_infos[0])
+        if ended_N is None and all(list(row_info) == names for row_info in row_infos):
+            columns = zip(*(row_info.values() for row_info in row_infos), strict=True)
+            for name, column in zip(names, columns, strict=True):
+                kinds = set(map(type, column))
+                if len(kinds) == 1 and kinds <= _NUMBERS:
+                    info[name], info[f"_{name}"] = np.fromiter(column, kinds.pop(), self.num_envs), self._every_row
+                    plain.add(name)
+        rows = range(self.num_envs) if ended_N is None else np.flatnonzero(~ended_N)
+        for row, row_info in zip(rows, row_infos, strict=True):
+            if len(row_info) > len(plain):
+                self._add_info(info, {name: row_info[name] for name in row_info if name not in plain}, row)
+        return info
 
     def _set_observation(self, row: int, observation: Any) -> None:
         shape = observation.shape if isinstance(observation, np.ndarray) else _shape(observation)
         # Assigning alone would broadcast an observation of one number over the row.
-        if shape != self.single_observation_space.shape:
-            found = f"{'ragged' if shape is None else shape}, its space says {self.single_observation_space.shape}"
+        if shape != self._row_shape:
+            found = f"{'ragged' if shape is None else shape}, its space says {self._row_shape}"
             raise TaskError(f"{self.name} returned an observation of shape {found}; task {self.tasks[row]}")
         self._observation_NO[row] = observation
 
@@ -136,7 +162,8 @@ class ListVectorEnv(MetaVectorEnv):
         space = self.env_action_space
         if isinstance(space, Discrete):
             return (actions + space.start).tolist()
-        return np.clip(actions, space.low, space.high).astype(space.dtype)
+        # A third of the cost of np.clip.
+        return np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False)
 
     def _observe(self) -> np.ndarray:
         return self._observation_NO.copy()
