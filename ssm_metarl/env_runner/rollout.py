@@ -73,7 +73,7 @@ def collect(
     The result is a function of the rows' tasks, the policy and the state of ``rng``.
 
     Args:
-        env: in autoreset mode DISABLED, its tasks set.
+        env: in autoreset mode DISABLED, its tasks set. From now on it returns no infos that rollouts do not read.
         policy: acts on float32 [B, I].
         horizon: T; the arrays have this length, whenever the episodes end.
         inputs: ``policy.inputs``.
@@ -85,6 +85,7 @@ def collect(
     """
     if env.autoreset_mode is not AutoresetMode.DISABLED:
         raise ValueError(f"collect needs an environment in autoreset mode DISABLED, not {env.autoreset_mode.name}")
+    env.wanted_infos = ("success",)
     recorder, to_environment = _Recorder(env, horizon, inputs, normalizer), action_scaler(env.single_action_space)
     observation_BO, _ = env.reset(seed=int(rng.integers(2**31)))
     # All noise at once: drawing it takes longer than the policy's step, by the call and not by the number.

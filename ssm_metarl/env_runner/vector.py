@@ -72,6 +72,8 @@ class MetaVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.tasks: list[Task] = [{} for _ in range(num_envs)]
+        self.wanted_infos: tuple[str, ...] | None = None
+        """Names of the infos to return, where batching them takes time; None: all that there are."""
         self._clock = 0
         self._began_N = np.zeros(num_envs, np.int64)
         self._first_deadline = horizon

@@ -89,15 +89,14 @@ class _Learner:
     def restart(self) -> None:
         """The next observation begins an episode."""
         self._carry = self._folded.initial_state(1)
-        self._action_A, self._reward, self._starts = np.zeros(self.deployed.spaces.action_dim, np.float32), 0.0, True
+        self._action_A, self._starts = np.zeros(self.deployed.spaces.action_dim, np.float32), True
 
     def act(self, observation_O: np.ndarray, *, sample: bool) -> np.ndarray:
         """The policy's action [A], before it is scaled."""
-        observation_O, normalizer = observation_O.astype(np.float32), self.life.normalizer
+        observation_O = observation_O.astype(np.float32)
         blocks = {
-            "observation": normalizer.observation(observation_O),
+            "observation": self.life.normalizer.observation(observation_O),
             "previous_action": self._action_A,
-            "previous_reward": normalizer.reward(np.array([self._reward], np.float32)),
             "episode_start": np.array([self._starts], np.float32),
         }
         input_I = np.concatenate([blocks[name] for name in self.deployed.config.policy.inputs])
@@ -110,7 +109,6 @@ class _Learner:
     def observe(self, reward: float, ended: bool) -> None:
         """The outcome of the last action."""
         self.steps.append((*self._acted, np.float32(reward)))
-        self._reward = float(reward)
         if ended:
             self.episodes.append(self.steps)
             self.steps = []
@@ -165,8 +163,9 @@ class ProtocolAgent:
 
     Example::
 
-        agent = ProtocolAgent(load_policy("runs/ml10"))
-        result = evaluate_protocol(agent, make_family(EnvConfig(id="ssm_metarl/ML10-v0")))
+        policy = load_policy("runs/ml10")
+        family = make_family(policy.config.env)
+        result = evaluate_protocol(ProtocolAgent(policy), family, family.tasks("test", 250))
         print(result.success_rate, result.class_rates)
     """
 

@@ -285,7 +285,7 @@ def test_a_body_does_not_outlive_its_task():
 def test_each_field_changes_the_motion(name, field):
     env = ours(name, 2)
     nominal = env.parameters[f"{field}_scale"]
-    assert len(nominal) == env.simulator.field(field).size
+    assert len(nominal) == getattr(mujoco.MjModel.from_xml_path(str(ASSETS / env.xml)), field).size
     env.set_tasks([{}, {f"{field}_scale": (1.5,) * len(nominal)}])
     env.reset(seed=0)
     # The same start, so that nothing else differs.
@@ -385,13 +385,42 @@ def test_pearls_tasks_are_fixed_and_apart(name, training, test):
     family.make_vector(1).set_tasks(family.tasks("test", 1))
 
 
-def test_pearls_velocities_are_those_of_its_code():
-    training, test = NATIVE["ssm_metarl/HalfCheetahVel-v0"].variants["pearl"].task_set()
-    generator_state = np.random.get_state()
+@pytest.fixture
+def global_seed_1337():
+    """PEARL's code draws from numpy's global generator."""
+    before = np.random.get_state()
     np.random.seed(1337)
+    yield
+    np.random.set_state(before)
+
+
+def pearl_set(name: str) -> list:
+    training, test = NATIVE[f"ssm_metarl/{name}-v0"].variants["pearl"].task_set()
+    return training + test
+
+
+def test_pearls_velocities_are_those_of_its_code(global_seed_1337):
     drawn = np.random.uniform(0.0, 3.0, size=(130,))
-    np.random.set_state(generator_state)
-    assert [task["goal_velocity"] for task in training + test] == drawn.tolist()
+    assert [task["goal_velocity"] for task in pearl_set("HalfCheetahVel")] == drawn.tolist()
+
+
+def test_pearls_directions_follow_its_codes_draws(global_seed_1337):
+    drawn = np.random.uniform(0.0, 2.0 * np.pi, size=(130,))
+    assert [task["angle"] for task in pearl_set("HumanoidDir")] == drawn.tolist()
+
+
+def test_pearls_goals_follow_its_codes_order_of_draws(global_seed_1337):
+    angle, radius = np.random.random(180) * 2 * np.pi, 3 * np.random.random(180) ** 0.5
+    goals = [(task["goal_x"], task["goal_y"]) for task in pearl_set("AntGoal")]
+    np.testing.assert_allclose(goals, np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1), rtol=1e-12)
+
+
+def test_pearls_bodies_follow_its_codes_order_of_draws(global_seed_1337):
+    shapes = {"body_mass": (8,), "body_inertia": (8, 3), "dof_damping": (9, 1), "geom_friction": (8, 3)}
+    for task in pearl_set("Walker2dRandParams"):
+        for field, shape in shapes.items():
+            drawn = np.array(FIELDS[field]) ** np.random.uniform(-3.0, 3.0, size=shape)
+            assert task[f"{field}_scale"] == pytest.approx(drawn.ravel().tolist(), rel=1e-12)
 
 
 def test_goals_fill_the_disc_evenly():

@@ -42,7 +42,9 @@ def trainer(tmp_path, name="run", **overrides):
     return MetaTrainer(config(**{"run.dir": str(tmp_path), "run.name": name}, **overrides))
 
 
-pieces = st.lists(arrays(np.float64, st.tuples(st.integers(0, 6), st.just(2)), elements=st.floats(-1e3, 1e3)), max_size=5)
+pieces = st.lists(
+    arrays(np.float64, st.tuples(st.integers(0, 6), st.just(2)), elements=st.floats(-1e3, 1e3)), max_size=5
+)
 
 
 @given(pieces=pieces)
@@ -83,7 +85,9 @@ def rollout(settings, statistics, params_P=None):
     vector.set_tasks(family.tasks("test", 3))
     policy, normalizer = make_policy(family, settings), Normalizer(settings, statistics)
     params = None if params_P is None else policy.from_vector(params_P)
-    return collect(vector, policy.fold(params), family.horizon, settings.policy.inputs, np.random.default_rng(0), normalizer)
+    return collect(
+        vector, policy.fold(params), family.horizon, settings.policy.inputs, np.random.default_rng(0), normalizer
+    )
 
 
 def test_a_rollout_keeps_what_happened_and_gives_the_policy_what_is_normalised():

@@ -60,7 +60,7 @@ class HumanoidDirVectorEnv(MujocoVectorEnv):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        mass_B = self.simulator.field("body_mass")
+        mass_B = self.simulator.body_mass_B
         self._share_of_mass_B = mass_B / mass_B.sum()
 
     def refresh(self) -> None:

@@ -19,7 +19,6 @@ from ssm_metarl.env_runner.vector import Advance, MetaVectorEnv, TaskError
 MAX_OBSERVATION = 4096
 """Numbers in one observation above which it is an image or the like, which no core here is made for."""
 _EXTRAS = {"mujoco": "mujoco", "metaworld": "metaworld"}
-_NUMBERS = {int, float, bool, np.float32, np.float64, np.int64}
 
 
 def make_env(
@@ -105,7 +104,7 @@ class ListVectorEnv(MetaVectorEnv):
         )
         self.env_action_space = space
         self._observation_NO = np.zeros(self.observation_space.shape, np.float32)
-        self._row_shape = self._observation_NO.shape[1:]
+        self._row_shape, self._every_index = self._observation_NO.shape[1:], np.arange(self.num_envs)
         # Bound once: TimeLimit and OrderEnforcing cost attribute look-ups at every call.
         self._steps = [env.step for env in self.envs]
 
@@ -114,41 +113,45 @@ class ListVectorEnv(MetaVectorEnv):
             row_seed = None if seed is None else seed + int(row)
             observation, row_info = self.envs[row].reset(seed=row_seed, options=options or None)
             self._set_observation(row, observation)
-            self._add_info(info, row_info, row)
+            self._add_info(info, self._wanted(row_info), row)
 
     def _advance(self, actions: np.ndarray, ended_N: np.ndarray | None) -> Advance:
+        env_actions, rows = self._env_actions(actions), self._every_index
+        if ended_N is None:
+            answers = [step(action) for step, action in zip(self._steps, env_actions, strict=True)]
+        else:
+            rows = np.flatnonzero(~ended_N)
+            answers = [self._steps[row](env_actions[row]) for row in rows]
         reward_N, terminated_N = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        truncated_N, row_infos = np.zeros(self.num_envs, bool), []
-        rows_NO, shape = self._observation_NO, self._row_shape
-        for row, (step, action) in enumerate(zip(self._steps, self._env_actions(actions), strict=True)):
-            if ended_N is not None and ended_N[row]:
-                continue
-            observation, reward_N[row], terminated_N[row], truncated_N[row], row_info = step(action)
-            if type(observation) is np.ndarray and observation.shape == shape:
-                rows_NO[row] = observation
-            else:
-                self._set_observation(row, observation)
-            row_infos.append(row_info)
-        return reward_N, terminated_N, truncated_N, self._batched(row_infos, ended_N) if any(row_infos) else {}
+        if not answers:
+            return reward_N, terminated_N, self._no_row, {}
+        observations, rewards, terminated, truncated, row_infos = zip(*answers, strict=True)
+        reward_N[rows], terminated_N[rows], truncated_N = rewards, terminated, self._no_row
+        if any(truncated):
+            truncated_N = np.zeros(self.num_envs, bool)
+            truncated_N[rows] = truncated
+        self._set_observations(rows, observations)
+        return reward_N, terminated_N, truncated_N, self._batched(rows, row_infos) if any(row_infos) else {}
 
-    def _batched(self, row_infos: Sequence[dict[str, Any]], ended_N: np.ndarray | None) -> dict[str, Any]:
-        """The infos of the rows that have not ended, as gymnasium batches them."""
+    def _batched(self, rows: np.ndarray, row_infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
         info: dict[str, Any] = {}
-        plain: set[str] = set()
-        # Gymnasium's own way, row by row and key by key, costs as much as stepping a small simulation.
-        names = list(row_infos[0])
-        if ended_N is None and all(list(row_info) == names for row_info in row_infos):
-            columns = zip(*(row_info.values() for row_info in row_infos), strict=True)
-            for name, column in zip(names, columns, strict=True):
-                kinds = set(map(type, column))
-                if len(kinds) == 1 and kinds <= _NUMBERS:
-                    info[name], info[f"_{name}"] = np.fromiter(column, kinds.pop(), self.num_envs), self._every_row
-                    plain.add(name)
-        rows = range(self.num_envs) if ended_N is None else np.flatnonzero(~ended_N)
-        for row, row_info in zip(rows, row_infos, strict=True):
-            if len(row_info) > len(plain):
-                self._add_info(info, {name: row_info[name] for name in row_info if name not in plain}, row)
+        for row, row_info in zip(rows.tolist(), row_infos, strict=True):
+            if row_info and (wanted := self._wanted(row_info)):
+                self._add_info(info, wanted, row)
         return info
+
+    def _wanted(self, row_info: dict[str, Any]) -> dict[str, Any]:
+        if self.wanted_infos is None:
+            return row_info
+        return {name: row_info[name] for name in self.wanted_infos if name in row_info}
+
+    def _set_observations(self, rows: np.ndarray, observations: Sequence[Any]) -> None:
+        shapes = [getattr(observation, "shape", None) for observation in observations]
+        if shapes.count(self._row_shape) == self.num_envs:
+            np.concatenate(observations, out=self._observation_NO.reshape(-1))
+        else:
+            for row, observation in zip(rows, observations, strict=True):
+                self._set_observation(row, observation)
 
     def _set_observation(self, row: int, observation: Any) -> None:
         shape = observation.shape if isinstance(observation, np.ndarray) else _shape(observation)

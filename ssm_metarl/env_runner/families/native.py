@@ -114,7 +114,8 @@ class NativeVectorEnv(MetaVectorEnv):
         if not fits or (positive and np.any(numbers <= 0)):
             what = f"{len(nominal)} numbers, each " if is_array else ""
             rule = "finite and greater than 0" if positive else "finite"
-            raise TaskError(f"{self.label}: {name} = {value!r:.80} must be {what}{rule}; see its distribution in env.vary")
+            where = "see its distribution in env.vary"
+            raise TaskError(f"{self.label}: {name} = {value!r:.80} must be {what}{rule}; {where}")
         return numbers
 
     def share_rng(self, rng: np.random.Generator) -> None:

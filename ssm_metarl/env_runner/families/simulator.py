@@ -2,7 +2,8 @@
 
 `Simulator` is the seam: what another backend has to offer. `MujocoSimulator` is the one there is: a loop over
 ``mj_step``; everything else happens once for all rows.
-Shape legend: N rows, Q positions, V velocities, S = Q + V, A actuators, K values of a model field, L of a sensor.
+Shape legend: N rows, Q positions, V velocities, S = Q + V, A actuators, B bodies,
+K values of a model field, L of a sensor.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ssm_metarl.env_runner.vector import TaskError
 
 
 class Simulator(Protocol):
-    """N rows that are stepped together: write ``ctrl_NA``, call ``step``, read the other arrays.
+    """N rows that are stepped together, in three methods: write ``ctrl_NA``, call ``step``, read the other arrays.
 
     The arrays are allocated once and overwritten by ``step`` and ``set_state``: who keeps values copies them.
     """
@@ -35,6 +36,8 @@ class Simulator(Protocol):
     """Field of MjData -> float64 [N, L], those asked for at construction."""
     init_qpos_Q: np.ndarray
     """Where the model stands when nothing moved it."""
+    body_mass_B: np.ndarray
+    """Kilograms of the nominal model's bodies, the world's first."""
     timestep: float
     """Seconds of one substep."""
 
@@ -43,9 +46,6 @@ class Simulator(Protocol):
 
     def set_state(self, row: int, qpos_Q: np.ndarray, qvel_V: np.ndarray) -> None:
         """Starts a row anew from this state, with no memory of what it did before."""
-
-    def field(self, name: str) -> np.ndarray:
-        """A field of the nominal model."""
 
     def scale_fields(self, scales: Mapping[str, np.ndarray]) -> None:
         """Gives each row a model of its own: the nominal fields times these factors, float64 [N, K] each."""
@@ -78,6 +78,7 @@ class MujocoSimulator:
         self._data = data = mujoco.MjData(model)
         self._models, self._copies = [model] * num_rows, []
         self.timestep, self.init_qpos_Q = float(model.opt.timestep), data.qpos.copy()
+        self.body_mass_B = model.body_mass.copy()
         self.ctrl_NA, self._warmstart_NV = np.zeros((num_rows, model.nu)), np.zeros((num_rows, model.nv))
         self.state_NS = np.zeros((num_rows, model.nq + model.nv))
         self.qpos_NQ, self.qvel_NV = np.split(self.state_NS, [model.nq], axis=1)
@@ -114,9 +115,6 @@ class MujocoSimulator:
         self._mujoco.mj_forward(model, data)
         for target, source in zip(self._rows[row][1:] + self._seen[row], self._inside + self._sensed, strict=True):
             target[:] = source
-
-    def field(self, name: str) -> np.ndarray:
-        return getattr(self._nominal, name).copy()
 
     def scale_fields(self, scales: Mapping[str, np.ndarray]) -> None:
         nominal = {name: getattr(self._nominal, name) for name in scales}
