@@ -1,11 +1,11 @@
-"""What an agent that acts at random earns, in every family: the table of docs/environments.md.
+"""What chance earns in every family, and what is best: the tables of docs/environments.md.
 
     python benchmarks/environments.py [--only NAME ...] [--episodes 10] [--tasks 40] [--json FILE]
 
 Actions are uniform in the Box, or over the discrete actions. For each family, and for each of its variants: the first
 ``--tasks`` tasks of the test split, ``--episodes`` episodes each (Meta-World: a quarter of the tasks, 2 episodes).
 Intervals are 95 % bootstraps over tasks: they speak of other tasks of the family. Success is the share of episodes in
-which ``info["success"]`` was true at some step.
+which ``info["success"]`` was true at some step. The second table is that of ``families/yardsticks.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from ssm_metarl.config import EnvConfig
-from ssm_metarl.env_runner.families import NATIVE
+from ssm_metarl.env_runner.families import NATIVE, yardsticks
 from ssm_metarl.env_runner.family import TaskFamily
 from ssm_metarl.env_runner.rollout import collect
 from ssm_metarl.env_runner.tasks import make_family
@@ -109,6 +109,11 @@ def main() -> None:
             )
             print(f"| {' | '.join(map(str, cells))} | {success} | {num_tasks} x {episodes} |", flush=True)
             lines.append(found)
+    if not options.only:
+        print("\n| family, variant | who | return | |")
+        print("|---|---|---|---|")
+        for one in yardsticks.table():
+            print(f"| {one.family} | {one.agent} | {one.value:.2f} | {one.kind} |")
     if options.json:
         options.json.write_text(json.dumps({"versions": versions, "lines": lines}), encoding="utf-8")
 

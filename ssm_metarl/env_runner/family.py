@@ -157,7 +157,13 @@ class _CustomVectorEnv(ListVectorEnv):
 
     def __init__(self, family: TaskFamily, num_envs: int, autoreset_mode: AutoresetMode) -> None:
         self._family = family
-        envs = [served(family.make_env(), family.id) for _ in range(num_envs)]
+        try:
+            envs = [served(family.make_env(), family.id) for _ in range(num_envs)]
+        except TaskError:
+            raise
+        # Somebody else's code raises anything; the worker that meets it should say whose it was.
+        except Exception as error:
+            raise TaskError(f"{family.id}: make_env failed: {type(error).__name__}: {error}") from error
         super().__init__(envs, family.id, family.horizon, autoreset_mode)
 
     def _apply_task(self, row: int, task: Mapping[str, Any]) -> None:

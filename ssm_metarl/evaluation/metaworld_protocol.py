@@ -149,7 +149,7 @@ class _Learner:
 class ProtocolAgent:
     """A trained policy in Meta-World's protocol: one copy of it per row, each adapted to its row's task.
 
-    ``adapt`` is one call of the adapter on the row's episodes, as in ``ssm-metarl eval`` and ``adapt``.
+    ``adapt`` is one call of the adapter on the row's episodes, as in ``ssm-metarl evaluate`` and ``adapt``.
 
     Args:
         policy: what `load_policy` returns; it stays as it is.
@@ -177,7 +177,7 @@ class ProtocolAgent:
         if "previous_reward" in policy.config.policy.inputs:
             raise ConfigError(
                 "Meta-World's protocol shows no rewards in evaluation, but this policy reads previous_reward: train "
-                "one with other policy.inputs, or evaluate this one with ssm-metarl eval"
+                "one with other policy.inputs, or evaluate this one with ssm-metarl evaluate"
             )
         self._policy, self._strategy, self._seed, self._sample, self._count = policy, strategy, seed, sample, 0
         self._space, self._scale = policy.spaces.action_space, action_scaler(policy.spaces.action_space)

@@ -54,6 +54,7 @@ def test_the_commands_of_readme_run(tmp_path, monkeypatch, capsys):
             arguments[0] = "train"
         assert program in (".venv/bin/python", ".venv/bin/ssm-metarl")
         small = {"report": "", "export": "", "evaluate": "--workers.num_workers 0", "adapt": "--env.horizon 5"}
+        small["check-env"] = ""
         try:
             statuses.append(main([*arguments, *small.get(arguments[0], tiny).split()]))
         except SystemExit as stop:
