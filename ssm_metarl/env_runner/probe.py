@@ -284,7 +284,7 @@ def cpu_seconds(steppers: Mapping[str, Callable[[], int]], num_blocks: int, seco
 
 def _block(advance: Callable[[], int]) -> float:
     began, cpu, steps, chunk = time.monotonic(), time.process_time(), 0, 1
-    while time.monotonic() - began < BLOCK_SECONDS:
+    while not steps or time.monotonic() - began < BLOCK_SECONDS:
         for _ in range(chunk):
             steps += advance()
         # So that clocks are read rarely, and yet a slow step is taken only once.

@@ -116,28 +116,36 @@ class ListVectorEnv(MetaVectorEnv):
             self._add_info(info, self._wanted(row_info), row)
 
     def _advance(self, actions: np.ndarray, ended_N: np.ndarray | None) -> Advance:
-        env_actions, rows = self._env_actions(actions), self._every_index
+        env_actions = self._env_actions(actions)
         if ended_N is None:
+            rows = self._every_index
             answers = [step(action) for step, action in zip(self._steps, env_actions, strict=True)]
         else:
             rows = np.flatnonzero(~ended_N)
             answers = [self._steps[row](env_actions[row]) for row in rows]
-        reward_N, terminated_N = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
         if not answers:
-            return reward_N, terminated_N, self._no_row, {}
+            return np.zeros(self.num_envs), np.zeros(self.num_envs, bool), self._no_row, {}
         observations, rewards, terminated, truncated, row_infos = zip(*answers, strict=True)
-        reward_N[rows], terminated_N[rows], truncated_N = rewards, terminated, self._no_row
-        if any(truncated):
-            truncated_N = np.zeros(self.num_envs, bool)
-            truncated_N[rows] = truncated
         self._set_observations(rows, observations)
-        return reward_N, terminated_N, truncated_N, self._batched(rows, row_infos) if any(row_infos) else {}
+        info = self._batched(rows, row_infos) if any(row_infos) else {}
+        truncated_N = self._placed(rows, truncated, bool) if any(truncated) else self._no_row
+        return self._placed(rows, rewards, np.float64), self._placed(rows, terminated, bool), truncated_N, info
+
+    def _placed(self, rows: np.ndarray, values: Sequence[Any], dtype: type) -> np.ndarray:
+        """The values at their rows, 0 elsewhere."""
+        if len(values) == self.num_envs:
+            return np.fromiter(values, dtype, self.num_envs)
+        placed_N = np.zeros(self.num_envs, dtype)
+        placed_N[rows] = values
+        return placed_N
 
     def _batched(self, rows: np.ndarray, row_infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
         info: dict[str, Any] = {}
+        wanted = self.wanted_infos
+        if wanted is not None and not any(name in row_info for name in wanted for row_info in row_infos):
+            return info
         for row, row_info in zip(rows.tolist(), row_infos, strict=True):
-            if row_info and (wanted := self._wanted(row_info)):
-                self._add_info(info, wanted, row)
+            self._add_info(info, self._wanted(row_info), row)
         return info
 
     def _wanted(self, row_info: dict[str, Any]) -> dict[str, Any]:
