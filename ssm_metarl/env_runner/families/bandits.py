@@ -6,11 +6,10 @@ Source: Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement L
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv, Variant
 from ssm_metarl.env_runner.families.shared import whole_number
@@ -24,29 +23,19 @@ class BanditVectorEnv(NumpyVectorEnv):
     ``previous_action`` and ``previous_reward``.
 
     Args:
-        num_envs: N.
-        max_episode_steps: pulls of a trial; None: 100.
-        autoreset_mode: gymnasium's.
-        variant: a key of ``variants``.
+        args, kwargs: as for `NativeVectorEnv`; ``max_episode_steps`` is the number of pulls.
         num_arms: K, at least 2.
     """
 
     parameter: ClassVar[str]
     row_observation_space = Box(-1.0, 1.0, (1,), np.float32)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        variant: str | None = None,
-        num_arms: int = 10,
-    ) -> None:
+    def __init__(self, *args: Any, num_arms: int = 10, **kwargs: Any) -> None:
         self.num_arms = whole_number(self.label, "num_arms", num_arms, 2)
         self.parameters = {self.parameter: (0.5,) * self.num_arms}
         self.row_action_space = Discrete(self.num_arms)
-        self._row_N = np.arange(num_envs)
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant)
+        super().__init__(*args, **kwargs)
+        self._row_N = np.arange(self.num_envs)
 
     def pull(self, value_N: np.ndarray) -> np.ndarray:
         """Draws reward_N float64 from the parameters of the arms that were pulled."""

@@ -5,11 +5,10 @@ Source: Zintgraf et al., "VariBAD" (2020), section 5.1, and its code. Shape lege
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Discrete
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.families.native import SingleEnv, Variant
 from ssm_metarl.env_runner.families.shared import FiniteVectorEnv, ReportsSuccess
@@ -34,26 +33,15 @@ class GridNaviVectorEnv(ReportsSuccess, FiniteVectorEnv):
     to 60. The source trains and tests on all 21 goals; here 13 are to train, 4 to validate, 4 to test.
 
     Args:
-        num_envs: N.
-        max_episode_steps: the horizon; None: 15.
-        autoreset_mode: gymnasium's.
-        variant: a key of ``variants``.
-        episode_steps: steps after which the position is (0, 0) again, see `FiniteVectorEnv`.
+        args, kwargs: as for `FiniteVectorEnv`, such as ``episode_steps``.
     """
 
     parameters: ClassVar[dict[str, float]] = {"goal_cell": NUM_CELLS - 1.0}
     variants: ClassVar[dict[str, Variant]] = {"varibad": Variant("VariBAD", 15, {"goal_cell": {"choice": GOAL_CELLS}})}
     row_action_space = Discrete(len(_MOVE_A2))
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        variant: str | None = None,
-        episode_steps: int | None = None,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant, POSITION_C2, episode_steps)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, observation_CO=POSITION_C2, **kwargs)
 
     def check_task(self, row: int) -> None:
         cell = self.params["goal_cell"][row]

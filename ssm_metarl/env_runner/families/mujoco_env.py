@@ -12,7 +12,6 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.families.native import NativeVectorEnv
 from ssm_metarl.env_runner.families.simulator import MujocoSimulator, Simulator
@@ -55,16 +54,10 @@ class MujocoVectorEnv(NativeVectorEnv):
     normal_velocities: ClassVar[bool] = False
     """Starting velocities are normal, with ``reset_noise`` as deviation, instead of uniform."""
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        variant: str | None = None,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.simulator: Simulator = MujocoSimulator(
-            ASSETS / self.xml, num_envs, self.frame_skip, self.sensors, self.label
+            ASSETS / self.xml, self.num_envs, self.frame_skip, self.sensors, self.label
         )
         self.dt = self.simulator.timestep * self.frame_skip
         """Seconds of a step."""

@@ -134,16 +134,10 @@ class NumpyVectorEnv(NativeVectorEnv):
     Example: ``Navigation2DVectorEnv(num_envs=10, max_episode_steps=100)``
     """
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        variant: str | None = None,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.refresh()
-        self._state_SN = self.initial_state(np.random.default_rng(0), num_envs)
+        self._state_SN = self.initial_state(np.random.default_rng(0), self.num_envs)
 
     def initial_state(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """The states in which ``count`` episodes begin, float64 [S, count]."""

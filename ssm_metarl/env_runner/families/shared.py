@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.families.native import NumpyVectorEnv
 from ssm_metarl.env_runner.vector import Advance, TaskError
@@ -41,23 +40,12 @@ class FiniteVectorEnv(NumpyVectorEnv):
     trial. The observation then has one more number, 1 where a short episode begins and else 0.
 
     Args:
-        num_envs: N.
-        max_episode_steps: the horizon; None: that of the variant.
-        autoreset_mode: gymnasium's.
-        variant: a key of ``variants``.
+        args, kwargs: as for `NativeVectorEnv`.
         observation_CO: what is observed in each cell.
         episode_steps: steps after which the world is back in cell 0; None: it never is.
     """
 
-    def __init__(
-        self,
-        num_envs: int,
-        max_episode_steps: int | None,
-        autoreset_mode: AutoresetMode | str,
-        variant: str | None,
-        observation_CO: np.ndarray,
-        episode_steps: int | None,
-    ) -> None:
+    def __init__(self, *args: Any, observation_CO: np.ndarray, episode_steps: int | None = None, **kwargs: Any) -> None:
         self.episode_steps = episode_steps
         if episode_steps is not None:
             whole_number(self.label, "episode_steps", episode_steps, 1)
@@ -67,7 +55,7 @@ class FiniteVectorEnv(NumpyVectorEnv):
         if episode_steps is not None:
             high_O[-1] = 1.0
         self.row_observation_space = Box(self._observation_CO.min(axis=0), high_O, dtype=np.float32)
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant)
+        super().__init__(*args, **kwargs)
 
     def move(self, cell_N: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The next cells (a new array) and reward_N float64."""

@@ -7,11 +7,10 @@ P = N C A (row, state, action), K = C A.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Discrete
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.families.native import SingleEnv, Variant
 from ssm_metarl.env_runner.families.shared import FiniteVectorEnv, whole_number
@@ -30,27 +29,14 @@ class TabularMDPVectorEnv(FiniteVectorEnv):
     ``episode_steps`` to 10 and the horizon to 50.
 
     Args:
-        num_envs: N.
-        max_episode_steps: the horizon; None: 10.
-        autoreset_mode: gymnasium's.
-        variant: a key of ``variants``.
+        args, kwargs: as for `FiniteVectorEnv`, such as ``episode_steps``.
         num_states: C.
         num_actions: A.
-        episode_steps: steps after which the state is 0 again, see `FiniteVectorEnv`.
     """
 
     variants: ClassVar[dict[str, Variant]] = {"rl2": Variant("RL²", 10, {"mean_reward": {"normal": (1.0, 1.0)}})}
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        variant: str | None = None,
-        num_states: int = 10,
-        num_actions: int = 5,
-        episode_steps: int | None = None,
-    ) -> None:
+    def __init__(self, *args: Any, num_states: int = 10, num_actions: int = 5, **kwargs: Any) -> None:
         states = self.num_states = whole_number(self.label, "num_states", num_states, 2)
         actions = self.num_actions = whole_number(self.label, "num_actions", num_actions, 2)
         self.parameters = {
@@ -59,8 +45,8 @@ class TabularMDPVectorEnv(FiniteVectorEnv):
         }
         self.variants = {name: dataclasses.replace(v, draw=self._draw) for name, v in type(self).variants.items()}
         self.row_action_space = Discrete(actions)
-        self._first_N = np.arange(num_envs) * states
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant, np.eye(states), episode_steps)
+        super().__init__(*args, observation_CO=np.eye(states), **kwargs)
+        self._first_N = np.arange(self.num_envs) * states
 
     def _draw(self, rng: np.random.Generator) -> Task:
         transition = rng.dirichlet(np.ones(self.num_states), self.num_states * self.num_actions)

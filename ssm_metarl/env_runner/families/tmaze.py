@@ -7,11 +7,10 @@ whether it is the first step), O = 3 (cue, corridor, junction).
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 
 from ssm_metarl.env_runner.families.native import NumpyVectorEnv, SingleEnv, Variant
 from ssm_metarl.env_runner.families.shared import ReportsSuccess, whole_number
@@ -36,10 +35,7 @@ class TMazeVectorEnv(ReportsSuccess, NumpyVectorEnv):
     The horizon is ``2 * length`` unless given. ``gymnasium.make`` has its own, 20: give it ``max_episode_steps`` too.
 
     Args:
-        num_envs: N.
-        max_episode_steps: the horizon, at least ``length + 1``; None: ``2 * length``.
-        autoreset_mode: gymnasium's.
-        variant: a key of ``variants``.
+        args, kwargs: as for `NativeVectorEnv`; the horizon has at least ``length + 1`` steps.
         length: steps from the start to the junction.
     """
 
@@ -50,23 +46,16 @@ class TMazeVectorEnv(ReportsSuccess, NumpyVectorEnv):
     row_observation_space = Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]), dtype=np.float32)
     row_action_space = Discrete(3)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        variant: str | None = None,
-        length: int = 10,
-    ) -> None:
+    def __init__(self, *args: Any, length: int = 10, **kwargs: Any) -> None:
         self.length = whole_number(self.label, "length", length, 1)
-        if max_episode_steps is not None and max_episode_steps <= length:
-            raise TaskError(
-                f"env.horizon: {self.label}: {max_episode_steps} steps end before an arm of a maze of length {length} "
-                f"can be reached; set env.horizon (max_episode_steps) to at least {length + 1}, or make length smaller"
-            )
         horizon = 2 * self.length
         self.variants = {name: dataclasses.replace(v, horizon=horizon) for name, v in type(self).variants.items()}
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, variant)
+        super().__init__(*args, **kwargs)
+        if self.horizon <= length:
+            raise TaskError(
+                f"env.horizon: {self.label}: {self.horizon} steps end before an arm of a maze of length {length} "
+                f"can be reached; set env.horizon (max_episode_steps) to at least {length + 1}, or make length smaller"
+            )
 
     def check_task(self, row: int) -> None:
         if abs(self.params["cue_sign"][row]) != 1:
