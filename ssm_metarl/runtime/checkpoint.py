@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.npz"
 LIBRARIES = ("ssm-metarl", "torch", "numpy", "gymnasium", "ray")
+SIMULATORS = ("mujoco", "metaworld")
+"""Their versions decide the physics; recorded where they are installed."""
 
 
 class CheckpointError(RuntimeError):
@@ -130,7 +133,11 @@ def load_newest(storage: Storage, warn: Callable[[str], None]) -> tuple[TrainSta
             warn(f"skipped a damaged checkpoint: {error}")
             continue
         saved, now = manifest["versions"], versions()
-        if differing := [f"{what} {saved.get(what)} (now {now[what]})" for what in now if saved.get(what) != now[what]]:
+        # A simulator that was installed since then played no part.
+        known = [what for what in now if what in saved or what not in SIMULATORS]
+        if differing := [
+            f"{what} {saved.get(what)} (now {now[what]})" for what in known if saved.get(what) != now[what]
+        ]:
             warn(
                 f"{storage.path(name)} was saved with {', '.join(differing)}: what follows is not the same bit for bit"
             )
@@ -158,6 +165,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         **{name: version(name) for name in LIBRARIES},
+        **{name: version(name) for name in SIMULATORS if find_spec(name)},
     }
 
 

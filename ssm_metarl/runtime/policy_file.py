@@ -26,14 +26,13 @@ from ssm_metarl.config_text import explain, read_yaml, short
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import input_dim
 from ssm_metarl.env_runner.tasks import TaskFamily
-from ssm_metarl.runtime.checkpoint import CheckpointError, statistics_from_arrays, statistics_to_arrays
+from ssm_metarl.runtime.checkpoint import CheckpointError, statistics_from_arrays, statistics_to_arrays, versions
 from ssm_metarl.runtime.metrics import params_sha256
 from ssm_metarl.runtime.storage import open_storage
 from ssm_metarl.types import SharedState, Statistics
 
 FORMAT = 1
 SUFFIX = ".safetensors"
-_LIBRARIES = ("ssm-metarl", "torch", "numpy", "gymnasium", "safetensors")
 _NOT_WRITTEN = {"workers", "run", "checkpoint", "eval"}
 
 
@@ -114,7 +113,7 @@ def write(
         **spaces.describe(),
         "input_size": input_dim(spaces, config.policy.inputs),
         "params_sha256": params_sha256(policy.to_vector()),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {**versions(), "safetensors": version("safetensors")},
         "config": config.model_dump(mode="json", exclude=_NOT_WRITTEN),
     }
     if statistics is not None:

@@ -92,7 +92,7 @@ def test_a_uri_loads(storage):
 def test_the_manifest_says_what_the_numbers_depend_on(disk):
     manifest = json.loads((Path(save(disk, 3)) / MANIFEST).read_text())
     assert {"format", "identity", "files", "versions", "sha256"} < manifest.keys()
-    assert {"python", "machine", "torch", "numpy"} < manifest["versions"].keys()
+    assert {"python", "machine", "torch", "numpy", "mujoco"} < manifest["versions"].keys()
 
 
 def test_nothing_to_load(tmp_path):
