@@ -82,13 +82,13 @@ def test_a_full_disk_may_be_emptied_in_time(tmp_path):
 
 
 def test_the_script_writes_its_table(tmp_path):
-    """And the death of a node, and growth over time, which need a process without the session's Ray."""
+    """And growth over time, which needs a process without the session's Ray. (A node dies in test_cluster.py.)"""
     command = [sys.executable, ROOT / "benchmarks" / "reliability.py", "--quick"]
     path = tmp_path / "records.json"
-    words = [*command, "--only", "killed-nodes", "endurance", "--json", path]
+    words = [*command, "--only", "endurance", "--json", path]
     done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False, env=dict(os.environ))
     assert path.exists(), done.stderr
     records = json.loads(path.read_text(encoding="utf-8"))["records"]
-    assert [record["failures"] for record in records] == [[], []] and done.returncode == 0
+    assert [record["failures"] for record in records] == [[]] and done.returncode == 0
     unknown = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, timeout=60, check=False)
     assert unknown.returncode == 2 and "no scenario nothing; there are sameness, " in unknown.stderr
