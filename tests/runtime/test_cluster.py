@@ -52,7 +52,9 @@ class LocalCluster:
 
     def submit(self, *words, token=True):
         """``ssm-metarl submit`` on its way; with the token, or with nothing."""
-        theirs = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.state / "auth_token")} if token else {}
+        theirs = {"RAY_AUTH_MODE": "token"} if token else {}
+        # A token that somebody has at home must not count.
+        theirs["RAY_AUTH_TOKEN_PATH"] = str(self.state / ("auth_token" if token else "nowhere"))
         settings = ("--config", self.folder / "small.yaml", "--working-dir", self.folder)
         attached = "--attach" in words or "--stop" in words
         command = ("-m", "ssm_metarl", "submit", "--address", self.address, *words)

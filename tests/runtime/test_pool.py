@@ -92,7 +92,7 @@ def make_specs(count, **task):
     ]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 3])
 def test_results_come_in_the_order_of_the_specs(make_pool, num_workers):
     pool, events = make_pool(num_workers)
     assert list(pool.map("add", SHARED, make_specs(7))) == [3.0 + index for index in range(7)]
@@ -113,7 +113,7 @@ def test_kept_values_reach_a_later_call_on_any_worker(make_pool, num_workers):
 
 @pytest.mark.parametrize(("fault", "times"), [("raise", 1), ("exit", 1), ("kill", 2), ("segfault", 1)])
 def test_a_worker_that_fails_is_replaced_and_its_spec_is_done(make_pool, fault, times):
-    pool, events = make_pool()
+    pool, events = make_pool(1)
     specs = make_specs(5, fault=FAULT_NAMES.index(fault), times=times)
     assert list(pool.map("add", SHARED, specs)) == [3.0 + index for index in range(5)]
     assert [event["event"] for event in events].count("respawn") == times
@@ -122,7 +122,7 @@ def test_a_worker_that_fails_is_replaced_and_its_spec_is_done(make_pool, fault, 
 
 
 def test_a_call_that_hangs_meets_its_deadline(make_pool):
-    pool, events = make_pool(**{"workers.task_deadline_s": 2.0})
+    pool, events = make_pool(1, **{"workers.task_deadline_s": 2.0})
     specs = make_specs(3, fault=FAULT_NAMES.index("hang"), times=1)
     assert list(pool.map("add", SHARED, specs)) == [3.0, 4.0, 5.0]
     assert any("workers.task_deadline_s = 2 s" in event["cause"] for event in events)
@@ -305,7 +305,7 @@ def test_work_goes_on_with_fewer_workers_than_wanted(make_pool, monkeypatch):
     began = time.monotonic()
     while time.monotonic() < began + 9:
         assert list(pool.map("add", SHARED, make_specs(4))) == [3.0, 4.0, 5.0, 6.0]
-        time.sleep(0.1)
+        time.sleep(0.5)
     assert {event["event"] for event in events} == {"waiting"}
     assert (
         "2 of 3 workers" in events[-2]["cause"]
@@ -330,7 +330,7 @@ def test_auto_takes_what_this_process_may_use(monkeypatch, cores, limit, per_wor
 
 
 def test_all_cpus_are_free_afterwards(make_pool, ray_session):
-    pool, _ = make_pool()
+    pool, _ = make_pool(1)
     list(pool.map("add", SHARED, make_specs(4, fault=FAULT_NAMES.index("kill"), times=1)))
     pool.close()
     deadline = time.monotonic() + 20
