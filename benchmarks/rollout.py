@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -336,7 +337,8 @@ def main() -> None:
     options = parser.parse_args()
     limit_threads()
     versions = {name: version(name) for name in ("numpy", "gymnasium", "mujoco", "torch")} | {
-        "python": platform.python_version()
+        "python": platform.python_version(),
+        "blas": os.environ.get("OPENBLAS_CORETYPE", "as numpy chose"),
     }
     print(f"rollouts, one core; {versions}\n")
     print("| part | what | µs per step: ours | other | figure [95 %] | promised | holds |")

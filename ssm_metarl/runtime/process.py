@@ -1,7 +1,8 @@
-"""What every process of a run needs of the operating system: one thread, and an allocator that keeps its pages."""
+"""What every process of a run needs: one thread, the same BLAS kernels, and an allocator that keeps its pages."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 
@@ -17,6 +18,9 @@ ENVIRONMENT = {
 }
 """Environment variables of the driver and of every worker; they are read once, when a process starts."""
 
+_KERNELS = "OPENBLAS_CORETYPE"
+_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")
+
 
 def prepare_process() -> None:
     """Starts this program anew, once, if it lacks any of `ENVIRONMENT`. Call it before numpy and torch are imported."""
@@ -26,9 +30,32 @@ def prepare_process() -> None:
 
 
 def limit_threads() -> None:
-    """One torch thread and one BLAS thread in this process, whatever its environment said when it began."""
+    """One torch thread and one BLAS thread in this process, whatever its environment said when it began; no AVX-512."""
     import threadpoolctl
     import torch
 
     torch.set_num_threads(1)
+    _leave_avx512()
     threadpoolctl.threadpool_limits(1)
+
+
+def _leave_avx512() -> None:
+    """OpenBLAS, numpy's, computes with AVX2 from now on, unless ``OPENBLAS_CORETYPE`` says what it shall use.
+
+    Its AVX-512 kernels slow the processor's clock, and so the simulator that runs between two products
+    (``OPENBLAS_CORETYPE=SkylakeX python benchmarks/rollout.py`` shows it); and machines of a cluster with and without
+    AVX-512 would have other bits. OpenBLAS reads the variable when it is loaded, before a library could set it, so its
+    own initialisation is called again. Where that cannot be found, nothing changes.
+    """
+    import threadpoolctl
+
+    if _KERNELS in os.environ:
+        return
+    for library in threadpoolctl.threadpool_info():
+        if library["internal_api"] == "openblas" and library.get("architecture") in _AVX512:
+            blas = ctypes.CDLL(library["filepath"])
+            if hasattr(blas, "gotoblas_dynamic_quit") and hasattr(blas, "gotoblas_dynamic_init"):
+                # Processes that this one starts inherit it.
+                os.environ[_KERNELS] = "Haswell"
+                blas.gotoblas_dynamic_quit()
+                blas.gotoblas_dynamic_init()

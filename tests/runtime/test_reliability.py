@@ -35,8 +35,8 @@ def test_killed_workers_change_nothing(ray_session, tmp_path):
 
 
 def test_a_fault_that_strikes_once_changes_nothing(ray_session, tmp_path):
-    """Processes that die: tests/runtime/test_pool.py."""
-    assert_kept(workers.faults_once(tmp_path, kinds=("hang", "nan")))
+    """More kinds of faults: tests/runtime/test_pool.py."""
+    assert_kept(workers.faults_once(tmp_path, kinds=("hang",)))
 
 
 def test_a_fault_that_always_strikes_ends_the_run_and_names_the_task(ray_session, tmp_path):

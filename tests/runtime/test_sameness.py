@@ -94,8 +94,11 @@ def test_killed_workers_change_nothing(ray_session, tmp_path, monkeypatch):
     assert [record["respawns"] for record in read_metrics(disturbed.folder)] == [2, 0]
 
 
-@pytest.mark.parametrize("env_id", ["ssm_metarl/HalfCheetahVel-v0", "ssm_metarl/ML1-v0"])
-def test_simulated_robots_and_normalised_inputs_depend_on_no_worker(env_id, ray_session, tmp_path):
+# A worker of Meta-World takes long to start.
+@pytest.mark.parametrize(
+    ("env_id", "counts"), [("ssm_metarl/HalfCheetahVel-v0", (0, 1, 2)), ("ssm_metarl/ML1-v0", (0, 2))]
+)
+def test_simulated_robots_and_normalised_inputs_depend_on_no_worker(env_id, counts, ray_session, tmp_path):
     settings = {
         "env.id": env_id,
         "env.horizon": 12,
@@ -110,11 +113,11 @@ def test_simulated_robots_and_normalised_inputs_depend_on_no_worker(env_id, ray_
         "run.dir": str(tmp_path),
     }
     found = []
-    for workers in (0, 1, 2):
+    for workers in counts:
         config = load_config(None, {**settings, "workers.num_workers": workers, "run.name": f"w{workers}"})
         summary = MetaTrainer(config).run()
         found.append((summary.params_sha256, summary.pre, summary.post))
-    assert found[0] == found[1] == found[2]
+    assert len(set(found)) == 1, found
     means = [record["return_post_adaptation"] for record in read_metrics(summary.folder)]
     assert np.isfinite(means).all() and means[0] != means[1]
 

@@ -172,9 +172,10 @@ class ListVectorEnv(MetaVectorEnv):
     def _env_actions(self, actions: np.ndarray) -> Sequence[Any]:
         space = self.env_action_space
         if isinstance(space, Discrete):
-            return (actions + space.start).tolist()
-        # A third of the cost of np.clip.
-        return np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False)
+            # Numpy's integers, as a space samples them: Discrete checks them more quickly than Python's.
+            return list(actions + space.start)
+        # Not np.minimum and np.maximum: their AVX-512 slows the clock for what the environments do next.
+        return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
 
     def _observe(self) -> np.ndarray:
         return self._observation_NO.copy()

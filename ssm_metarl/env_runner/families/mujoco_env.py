@@ -106,8 +106,8 @@ class MujocoVectorEnv(NativeVectorEnv):
     def _advance(self, actions: np.ndarray, ended_N: np.ndarray | None) -> Advance:
         simulator, action_NA = self.simulator, self.simulator.ctrl_NA
         action_NA[:] = actions
-        np.minimum(action_NA, self._high_NA, out=action_NA)
-        np.maximum(action_NA, self._low_NA, out=action_NA)
+        # Not np.minimum and np.maximum: their AVX-512 slows the clock for the simulator.
+        np.clip(action_NA, self._low_NA, self._high_NA, out=action_NA)
         before = self.position()
         simulator.step(None if ended_N is None else ~ended_N)
         reward_N = self.reward((self.position() - before) / self.dt, action_NA)
