@@ -11,6 +11,8 @@ from ssm_metarl.runtime.process import ENVIRONMENT
 os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.endswith("_THREADS")})
 # Ray gives its workers the lowest priority; on a busy machine the tests would wait for them for minutes.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is Ray's)
+# Idle processes that Ray starts beforehand lack our workers' environment, so none of them would ever be used.
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
 
 import pytest
 from hypothesis import settings

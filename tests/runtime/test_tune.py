@@ -108,26 +108,25 @@ def test_a_trial_whose_process_is_killed_goes_on_and_all_cpus_are_free_again(pat
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_stopped_killed_and_resumed_ends_as_if_nothing_had_happened(path, calm, tmp_path):
+def test_a_sweep_killed_stopped_and_resumed_ends_as_if_nothing_had_happened(path, calm, tmp_path, ray_session):
     # How many trials there are at a time changes nothing either.
     path = path.with_name("one.yaml")
     path.write_text(yaml.safe_dump(SWEEP | {"max_concurrent": 1}))
-    arguments = ("-m", "ssm_metarl", "tune", path, "--run.dir", tmp_path, "--run.name", "small")
+    settings = {"run.dir": str(tmp_path), "run.name": "small"}
+    arguments = ("-m", "ssm_metarl", "tune", path, *(f"--{key}={value}" for key, value in settings.items()))
     with driver(*arguments) as program:
         wait_until(lambda: reports(tmp_path) >= 2 or program.returncode is not None, 150, "two reports")
-        program.signal(signal.SIGTERM)
-        assert program.finish(60) == 128 + signal.SIGTERM, program.stdout + program.stderr
-        assert re.fullmatch(r"stopped by SIGTERM: \d of 5 trials .* --resume goes on from there\n", program.stderr)
-        assert program.left(within_s=15) == []
-    before = reports(tmp_path)
-    with driver(*arguments, "--resume") as program:
-        wait_until(lambda: reports(tmp_path) >= before + 2 or program.returncode is not None, 150, "two more reports")
         assert program.returncode is None
         program.signal(signal.SIGKILL)
+        before = reports(tmp_path)
         # At once: what Ray has not ended yet may still hold the trials.
         with driver(*arguments, "--resume") as again:
-            assert again.finish(150) == 0, again.stdout + again.stderr
+            wait_until(lambda: reports(tmp_path) >= before + 2 or again.returncode is not None, 150, "two more reports")
+            again.signal(signal.SIGTERM)
+            assert again.finish(60) == 128 + signal.SIGTERM, again.stdout + again.stderr
+            assert re.fullmatch(r"stopped by SIGTERM: \d of 5 trials .* --resume goes on from there\n", again.stderr)
             assert again.left(within_s=15) == []
+    assert run_sweep(path, settings, resume=True) == 0
     assert essence(tmp_path / "small") == calm
 
 

@@ -16,26 +16,22 @@ from scaling.workers import delay_s, first_answer, later_answer, shortest_s
 from ssm_metarl.types import SharedState, Stream, TaskSpec
 
 
-def test_the_quick_benchmark_measures_the_driver_and_its_memory(tmp_path):
-    command = [sys.executable, scale.__file__, "--quick", "--only", "cost", "memory"]
-    done = subprocess.run(
-        [*command, "--json", tmp_path / "scale.json"], capture_output=True, text=True, timeout=280, check=False
-    )
+def test_the_quick_benchmark_measures_the_driver(tmp_path):
+    command = [sys.executable, scale.__file__, "--quick", "--only", "cost", "--json", tmp_path / "scale.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
     assert {"python", "torch", "ray"} <= set(report["versions"])
-    cost, memory = report["parts"]["cost"], report["parts"]["memory"]
+    cost = report["parts"]["cost"]
     arms, iterations = scale.QUICK["cost"]["arms"], scale.QUICK["cost"]["iterations"]
-    assert cost["events"] == memory["events"] == []
+    assert cost["events"] == []
     assert len(cost["records"]) == 2 * len(arms) * iterations
     for record in cost["records"]:
         assert 0 < record["main_ms"] <= record["cpu_ms"]
         assert record["processes"] == 4
-    assert len(memory["rows"]) == 4 and all(0 < row["own_mb"] <= row["peak_own_mb"] for row in memory["rows"])
-    assert any(row["driver_store_mb"] >= 0 for row in memory["rows"])
     lines = [line for line in done.stdout.splitlines() if line.startswith("| 0.1 ") or line.startswith("| 1 ")]
-    assert len(lines) == 2 * len(arms) + 2 * 2 + 1  # costs; saturation by size and pass; memory
-    assert len(report["claims"]) == 3 and all(claim in done.stdout for claim in report["claims"])
+    assert len(lines) == 2 * len(arms) + 2 * 2  # costs; saturation by size and pass
+    assert len(report["claims"]) == 2 and all(claim in done.stdout for claim in report["claims"])
 
 
 @pytest.mark.parametrize(("cpu_ms", "holds"), [(2.9, True), (3.1, False)])
