@@ -26,8 +26,10 @@ JOIN_S = 10
 """Seconds in which a cluster that answers must let this process in."""
 PROBE_S = 2.0
 """What is there takes a connection within this time."""
-HEAD_GONE_S, NODE_GONE_S = 20.0, 5.0
-"""What has not answered for so long is gone; a head may be on its way back."""
+LOOK_EVERY_S = 0.5
+HEAD_GONE_S, NODE_GONE_S = 20.0, 1.0
+"""What has not answered for so long is gone. A head may be on its way back; on this machine a refusal is final, and Ray
+ends the program at a moment of its own, with what is not saved."""
 
 
 def joined_address() -> str | None:
@@ -110,7 +112,7 @@ class Watch:
         self._done.set()
 
     def _probe(self) -> None:
-        while not self._done.wait(PROBE_S):
+        while not self._done.wait(LOOK_EVERY_S):
             for one in self._watched:
                 one.why = _silence(one.address)
                 if not one.why:
